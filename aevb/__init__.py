@@ -1,0 +1,24 @@
+"""Auto-encoding variational Bayes: the package that the book's notebooks import.
+
+Importing it changes no global state and imports neither matplotlib nor IPython;
+:mod:`aevb.plotting` and :mod:`aevb.notebook` are imported where they are needed.
+"""
+
+from aevb import data, distributions, em, estimators, evaluation, models, networks
+from aevb import model as model
+from aevb.training import fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "data",
+    "distributions",
+    "em",
+    "estimators",
+    "evaluation",
+    "fit",
+    "model",
+    "models",
+    "networks",
+]

@@ -1,0 +1,136 @@
+"""How good a model is: bounds, evidence estimates and their standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aevb.data import Batches
+from aevb.model import ElboTerms, LatentVariableModel
+
+BATCH_SIZE = 1000  # examples at a time; no result depends on it
+
+
+class Estimate(NamedTuple):
+    """A mean over examples, in nats per example.
+
+    Attributes:
+        mean: over the examples.
+        standard_error: of that mean, from the spread over the examples.
+        values: (N,) the examples' own.
+    """
+
+    mean: float
+    standard_error: float
+    values: Tensor
+
+    def __repr__(self) -> str:
+        return f"{self.mean:.2f} ± {self.standard_error:.2f} nats"
+
+
+def _estimate(values: Tensor) -> Estimate:
+    values = values.double()
+    spread = values.std().item() if len(values) > 1 else math.nan
+    return Estimate(values.mean().item(), spread / math.sqrt(len(values)), values)
+
+
+@contextmanager
+def _evaluating(model: LatentVariableModel, seed: int) -> Iterator[torch.Generator]:
+    """Evaluation mode, no gradients, and a generator of its own on the device."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield torch.Generator(device).manual_seed(seed)
+    finally:
+        model.train(training)
+
+
+def _batches(model: LatentVariableModel, data, batch_size: int) -> Batches:
+    if isinstance(data, Batches):
+        return data
+    device = next(model.parameters()).device
+    return Batches(data, model.inputs, batch_size, device, check=model.check)
+
+
+def terms(
+    model: LatentVariableModel, data, num_samples: int = 1, seed: int = 0
+) -> ElboTerms:
+    """The terms of the ELBO of each example: (N,) each; see :func:`elbo`."""
+    parts = []
+    with _evaluating(model, seed) as generator:
+        for batch in _batches(model, data, BATCH_SIZE):
+            parts.append(
+                model.elbo(*batch, num_samples=num_samples, generator=generator)
+            )
+    return ElboTerms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def elbo(
+    model: LatentVariableModel, data, num_samples: int = 1, seed: int = 0
+) -> Estimate:
+    """Mean ELBO over the examples, with its standard error.
+
+    Args:
+        data: a tensor, a tuple of tensors, Examples, a Dataset or a DataLoader.
+        num_samples: draws of z for each example.
+        seed: of the draws.
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis()
+        >>> train, test = data.factor_analysis()
+        >>> elbo(model, test).mean < model.evidence(test.x).mean()
+        tensor(True)
+    """
+    return _estimate(terms(model, data, num_samples, seed).elbo)
+
+
+def log_likelihood(
+    model: LatentVariableModel,
+    data,
+    num_samples: int = 5000,
+    seed: int = 0,
+    progress: Callable | None = None,
+) -> Estimate:
+    """Importance-weighted estimate of log p(x), whose mean is a lower bound.
+
+    log (1/K) Σ_k p(x, z_k) / q(z_k | x),  z_k ~ q(z | x)  (``eq-importance-weighted``;
+    Burda et al., 2016). It increases with K in expectation; K = 1 is the ELBO.
+
+    Args:
+        data: as for :func:`elbo`.
+        num_samples: K, draws of z for each example.
+        seed: of the draws.
+        progress: wraps the iterable of batches (``tqdm``, say).
+
+    Returns:
+        :class:`Estimate`; its standard error covers the spread over examples.
+
+    Raises:
+        ValueError: num_samples < 1.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
+    examples = 100
+    values = []
+    with _evaluating(model, seed) as generator:
+        batches = _batches(model, data, examples)
+        for batch in progress(batches) if progress else batches:
+            total = batch[0].new_full((len(batch[0]),), -math.inf, dtype=torch.float64)
+            left = num_samples
+            while left:
+                count = min(left, 100)  # 100 x 100 x D numbers at a time
+                log_w = model.log_weights(
+                    *batch, num_samples=count, generator=generator
+                )  # (count, B)
+                total = torch.logaddexp(total, log_w.double().logsumexp(0))
+                left -= count
+            values.append(total - math.log(num_samples))
+    return _estimate(torch.cat(values))

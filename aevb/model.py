@@ -1,0 +1,154 @@
+"""What every latent variable model has in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from aevb.distributions import rsample
+
+
+class ElboTerms(NamedTuple):
+    """The two terms of an estimate of the ELBO, in nats, one entry an example.
+
+    Attributes:
+        reconstruction: (B,) estimate of E_q[log p(x | z)].
+        kl: (B,) KL(q(z | x) ‖ p(z)), exact or estimated.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """(B,) reconstruction - kl (``eq-elbo-reconstruction-kl``)."""
+        return self.reconstruction - self.kl
+
+
+class LatentVariableModel(nn.Module):
+    """A generative model p(z) p(x | z) and an inference model q(z | x).
+
+    A model is two modules and three methods. The modules keep the parameters apart:
+    ``generative`` holds θ (prior and likelihood), ``inference`` holds φ (posterior).
+    The methods :meth:`prior`, :meth:`likelihood` and :meth:`posterior` return
+    distributions whose log-densities sum over the coordinates of an example.
+    Everything else follows from them. A conditional model takes its condition behind
+    ``x`` or ``z`` in each method, and names both in ``inputs``.
+
+    Attributes:
+        inputs: fields of :class:`aevb.data.Examples` that make up one batch.
+    """
+
+    inputs: tuple[str, ...] = ("x",)
+    generative: nn.Module
+    inference: nn.Module
+
+    def prior(self, *condition: Tensor) -> Distribution:
+        """p(z): event shape (L,)."""
+        raise NotImplementedError
+
+    def likelihood(self, z: Tensor, *condition: Tensor) -> Distribution:
+        """p(x | z): z (…, L) gives batch shape (…), event shape (D,)."""
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor, *condition: Tensor) -> Distribution:
+        """q(z | x): x (B, D) gives batch shape (B,), event shape (L,)."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor, *condition: Tensor) -> None:
+        """Raise an error if the model cannot take ``x``: called once, before training.
+
+        Raises:
+            TypeError: not floating point.
+            ValueError: wrong shape, or values outside the likelihood's support.
+        """
+
+    def elbo(
+        self,
+        x: Tensor,
+        *condition: Tensor,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> ElboTerms:
+        """Estimate of the ELBO of each example, by the estimator that fits the model.
+
+        Args:
+            x: (B, D).
+            num_samples: L, draws of z for each example.
+            generator: for the draws; the global one if None.
+
+        Returns:
+            :class:`ElboTerms`, nats, differentiable in θ and φ.
+        """
+        from aevb.estimators import analytic_kl
+
+        return analytic_kl(
+            self, x, *condition, num_samples=num_samples, generator=generator
+        )
+
+    def log_weights(
+        self,
+        x: Tensor,
+        *condition: Tensor,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """log p(x, z) - log q(z | x) for z ~ q(z | x), nats: (K, B).
+
+        Their mean over K estimates the ELBO; the log of the mean of their exponentials
+        estimates log p(x) from below (``eq-importance-weighted``).
+        """
+        q_z = self.posterior(x, *condition)
+        z = rsample(q_z, (num_samples,), generator)  # (K, B, L)
+        log_p = self.prior(*condition).log_prob(z)  # (K, B)
+        log_p = log_p + self.likelihood(z, *condition).log_prob(x)  # x (B, D) -> (K, B)
+        return log_p - q_z.log_prob(z)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        mean: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n draws of x from the model: z ~ p(z), then x ~ p(x | z); (n, D).
+
+        Args:
+            mean: return E[x | z] in place of the draw of x.
+            generator: on the model's device; the global one if None.
+        """
+        p_x_given_z = self.likelihood(rsample(self.prior(), (n,), generator))
+        return p_x_given_z.mean if mean else rsample(p_x_given_z, (), generator)
+
+
+def check_batch(x: Tensor, size: int, head=None) -> None:
+    """Raise unless ``x`` is a float tensor (N, size) inside the head's support.
+
+    Raises:
+        TypeError, ValueError: say what was given and what is expected.
+
+    Example:
+        >>> check_batch(torch.zeros(2, 3), 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: x has shape (2, 3); expected (N, 4) with N >= 1
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {given}; expected a tensor of floating point numbers")
+    if x.ndim != 2 or x.shape[1] != size or len(x) == 0:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected (N, {size}) with N >= 1"
+        )
+    if not x.isfinite().all():
+        raise ValueError("x holds NaN or infinity; expected finite values")
+    if head is not None and not head.supports(x):
+        low, high = x.min().item(), x.max().item()
+        raise ValueError(
+            f"x holds values from {low:g} to {high:g} that {type(head).__name__}"
+            f" does not support; expected each to be {head.support}"
+        )

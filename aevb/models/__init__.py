@@ -1,0 +1,6 @@
+"""The models of the book, one file each, in the order of its chapters."""
+
+from aevb.models.factor_analysis import FactorAnalysis
+from aevb.models.variational_autoencoder import VAE
+
+__all__ = ["VAE", "FactorAnalysis"]

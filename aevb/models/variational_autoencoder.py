@@ -1,0 +1,102 @@
+"""The variational auto-encoder of chapter 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from aevb.distributions import diagonal_normal
+from aevb.model import LatentVariableModel, check_batch
+from aevb.networks import MLP, GaussianHead, likelihood_head, positive
+
+
+class SplitEncoder(nn.Module):
+    """x ↦ N(μ(x), diag(σ(x)²)) with one network for μ and another one for σ."""
+
+    def __init__(self, size: int, hidden: Sequence[int], latent: int, dropout: float):
+        super().__init__()
+        self.mean, self.std = (
+            nn.Sequential(
+                body := MLP(size, hidden, dropout), nn.Linear(body.features, latent)
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Independent:
+        return diagonal_normal(self.mean(x), positive(self.std(x)))
+
+
+class VAE(LatentVariableModel):
+    """z ~ N(0, I);  x | z ~ likelihood(MLP(z));  q(z | x) = N(μ(x), diag(σ(x)²)).
+
+    The defaults are the tutorial paper's (Yang, 2022); Kingma and Welling (2014).
+
+    Args:
+        data_dim: D, number of observed coordinates (pixels).
+        latent_dim: L, number of latent coordinates.
+        hidden: widths of the hidden layers of the encoder; the decoder has them in
+            reverse.
+        likelihood: ``"continuous_bernoulli"`` for x in [0, 1], ``"bernoulli"`` for
+            x in {0, 1}, or ``"gaussian"``, N(·, σ² I) with one learned σ.
+        dropout: probability of dropping a hidden unit during training.
+        encoders: 1, a network with two heads, or 2, a network each for μ and σ.
+
+    Raises:
+        ValueError: unknown likelihood; ``encoders`` other than 1 or 2; a size < 1.
+
+    Example:
+        >>> model = VAE(latent_dim=2, hidden=(64,), likelihood="bernoulli")
+        >>> model.elbo(torch.zeros(5, 784)).elbo.shape
+        torch.Size([5])
+        >>> model.sample(3).shape
+        torch.Size([3, 784])
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dim: int = 784,
+        latent_dim: int = 20,
+        hidden: Sequence[int] = (500, 500),
+        likelihood: str = "continuous_bernoulli",
+        dropout: float = 0.1,
+        encoders: int = 1,
+    ):
+        super().__init__()
+        if encoders not in (1, 2):
+            raise ValueError(f"encoders is {encoders}; expected 1 or 2")
+        for name, sizes in (
+            ("data_dim", [data_dim]),
+            ("latent_dim", [latent_dim]),
+            ("hidden", hidden),
+        ):
+            if any(size < 1 for size in sizes):
+                raise ValueError(f"{name} is {sizes}; expected sizes of at least 1")
+        self.data_dim, self.latent_dim = data_dim, latent_dim
+        decoder = MLP(latent_dim, tuple(reversed(hidden)), dropout)
+        head = likelihood_head(likelihood, decoder.features, data_dim)
+        self.generative = nn.Sequential(decoder, head)
+        if encoders == 1:
+            body = MLP(data_dim, hidden, dropout)
+            self.inference = nn.Sequential(body, GaussianHead(body.features, latent_dim))
+        else:
+            self.inference = SplitEncoder(data_dim, hidden, latent_dim, dropout)
+        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+
+    def prior(self) -> Independent:
+        """p(z) = N(0, I)."""
+        return diagonal_normal(self.zero, torch.ones_like(self.zero))
+
+    def likelihood(self, z: Tensor) -> Independent:
+        """p(x | z), a product over the D coordinates."""
+        return self.generative(z)
+
+    def posterior(self, x: Tensor) -> Independent:
+        """q(z | x) = N(μ(x), diag(σ(x)²)) (``eq-vae-posterior``)."""
+        return self.inference(x)
+
+    def check(self, x: Tensor) -> None:
+        check_batch(x, self.data_dim, self.generative[-1])

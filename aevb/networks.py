@@ -1,0 +1,140 @@
+"""Multilayer perceptrons, and heads that turn their features into distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent, Normal
+from torch.nn import functional as F
+
+from aevb.distributions import ContinuousBernoulli, diagonal_normal
+
+SMALLEST_STD = 1e-6  # added to every softplus, which underflows to 0 near -100
+
+
+def positive(unconstrained: Tensor) -> Tensor:
+    """softplus(a) + 1e-6: how every standard deviation is made from a network's output.
+
+    Example:
+        >>> positive(torch.tensor([-200.0, 0.0]))
+        tensor([1.0000e-06, 6.9315e-01])
+    """
+    return F.softplus(unconstrained) + SMALLEST_STD
+
+
+class MLP(nn.Sequential):
+    """Linear, ReLU, dropout; repeated for each hidden width; no output layer.
+
+    Args:
+        inputs: number of input features.
+        hidden: width of each hidden layer.
+        dropout: probability of dropping a hidden unit.
+
+    Shape: (…, inputs) -> (…, hidden[-1]), or the identity if ``hidden`` is empty.
+    ``features`` tells the number of output features.
+
+    Example:
+        >>> MLP(784, (500, 500))(torch.zeros(3, 784)).shape
+        torch.Size([3, 500])
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], dropout: float = 0.0):
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(inputs, width), nn.ReLU(inplace=True)]
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+            inputs = width
+        super().__init__(*layers)
+        self.features = inputs
+
+
+class GaussianHead(nn.Module):
+    """h ↦ N(A h + a, diag(σ²)) with standard deviation σ = softplus(B h + b).
+
+    Shape: (…, features) -> batch shape (…), event shape (size,).
+    """
+
+    def __init__(self, features: int, size: int):
+        super().__init__()
+        self.mean = nn.Linear(features, size)
+        self.std = nn.Linear(features, size)
+
+    def forward(self, h: Tensor) -> Independent:
+        return diagonal_normal(self.mean(h), positive(self.std(h)))
+
+
+class BernoulliHead(nn.Module):
+    """h ↦ product of Bernoullis with logits A h + a; for x in {0, 1}."""
+
+    support = "0 or 1"
+    family = Bernoulli
+
+    def __init__(self, features: int, size: int):
+        super().__init__()
+        self.logits = nn.Linear(features, size)
+
+    def forward(self, h: Tensor) -> Independent:
+        pixels = self.family(logits=self.logits(h), validate_args=False)
+        return Independent(pixels, 1, validate_args=False)
+
+    @staticmethod
+    def supports(x: Tensor) -> bool:
+        return bool(((x == 0) | (x == 1)).all())
+
+
+class ContinuousBernoulliHead(BernoulliHead):
+    """h ↦ product of continuous Bernoullis with logits A h + a; for x in [0, 1]."""
+
+    support = "between 0 and 1"
+    family = ContinuousBernoulli
+
+    @staticmethod
+    def supports(x: Tensor) -> bool:
+        return bool(((x >= 0) & (x <= 1)).all())
+
+
+class SharedVarianceHead(nn.Module):
+    """h ↦ N(A h + a, σ² I) with one learned σ for all coordinates; for real x."""
+
+    support = "finite"
+
+    def __init__(self, features: int, size: int):
+        super().__init__()
+        self.mean = nn.Linear(features, size)
+        self.std = nn.Parameter(torch.zeros(()))  # before the softplus
+
+    def forward(self, h: Tensor) -> Independent:
+        mean = self.mean(h)
+        noise = Normal(mean, positive(self.std).expand_as(mean), validate_args=False)
+        return Independent(noise, 1, validate_args=False)
+
+    @staticmethod
+    def supports(x: Tensor) -> bool:
+        return bool(x.isfinite().all())
+
+
+LIKELIHOODS = {
+    "bernoulli": BernoulliHead,
+    "continuous_bernoulli": ContinuousBernoulliHead,
+    "gaussian": SharedVarianceHead,
+}
+
+
+def likelihood_head(name: str, features: int, size: int) -> nn.Module:
+    """The head called ``name`` in :data:`LIKELIHOODS`.
+
+    Raises:
+        ValueError: no such likelihood.
+
+    Example:
+        >>> likelihood_head("bernoulli", 500, 784)(torch.zeros(2, 500)).event_shape
+        torch.Size([784])
+    """
+    if name not in LIKELIHOODS:
+        raise ValueError(
+            f"likelihood is {name!r}; expected one of {tuple(LIKELIHOODS)}"
+        )
+    return LIKELIHOODS[name](features, size)

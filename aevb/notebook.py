@@ -1,0 +1,109 @@
+"""What a chapter's setup cell needs: seed, device, style, budget, data."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import torch
+
+import aevb
+from aevb import data
+from aevb.training import choose_device
+
+_report: dict[str, str] = {"dataset": "synthetic"}
+
+
+def fast() -> bool:
+    """Whether ``AEVB_FAST=1`` asks for a handful of steps in place of real training."""
+    return os.environ.get("AEVB_FAST", "") not in ("", "0")
+
+
+def setup(seed: int = 0) -> None:
+    """Seed torch, set the figures' style and say what the notebook runs on."""
+    from aevb.plotting import book_style
+
+    torch.manual_seed(seed)
+    book_style()
+    device = choose_device()
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    else:
+        place = f"{device.type}, {torch.get_num_threads()} threads"
+    speed = "fast" if fast() else "full"
+    print(f"aevb {aevb.__version__}, torch {torch.__version__}, {place}, {speed} speed")
+
+
+def budget(full: int, fast: int) -> int:
+    """``full``, or ``fast`` where ``AEVB_FAST=1``: epochs, steps, samples.
+
+    Example:
+        >>> budget(50, fast=1) in (50, 1)
+        True
+    """
+    return fast if globals()["fast"]() else full
+
+
+def images(kind: str = "continuous") -> tuple[data.Examples, data.Examples]:
+    """MNIST at full speed, else the digits that ship with scikit-learn; says which.
+
+    The digits stand in where ``AEVB_FAST=1`` or where MNIST cannot be had.
+
+    Args:
+        kind: see :mod:`aevb.data`.
+
+    Returns:
+        ``train, test``.
+    """
+    name = "scikit-learn's digits"
+    if fast():
+        train, test = data.digits(kind)
+    else:
+        try:
+            train, test = data.mnist(kind)
+            name = "MNIST"
+        except data.DataError as error:
+            print(f"MNIST could not be had, so the figures below show digits. {error}")
+            train, test = data.digits(kind)
+    _report["dataset"] = name
+    print(f"{name}, {kind}: {len(train)} training and {len(test)} test images")
+    return train, test
+
+
+def source(thing: object) -> None:
+    """Show the package's own code of a function, method or class as a code block."""
+    from IPython.display import Markdown, display
+
+    code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+    display(Markdown(f"```python\n{code}\n```"))
+
+
+def fingerprint(chapter: str, **numbers: float) -> None:
+    """Print the chapter's key numbers and report them where ``AEVB_REPORT_DIR`` says.
+
+    The tests compare the numbers that a chapter reaches in fast mode with the ones
+    stored when its outputs were made: if they differ, the package behaves differently
+    and the chapter must be run again.
+
+    Args:
+        chapter: the notebook's name without its ending.
+        numbers: a handful of results.
+    """
+    rounded = {name: float(f"{float(value):.6g}") for name, value in numbers.items()}
+    for name, value in rounded.items():
+        print(f"{name.replace('_', ' ')}: {value:g}")
+    folder = os.environ.get("AEVB_REPORT_DIR")
+    if folder:
+        report = {
+            "chapter": chapter,
+            "fast": fast(),
+            "device": str(choose_device()),
+            "torch": torch.__version__,
+            "dataset": _report["dataset"],
+            "numbers": rounded,
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, f"{chapter}.json").write_text(json.dumps(report, indent=1))

@@ -1,0 +1,392 @@
+"""``fit``: the one training loop, for every model."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from aevb import evaluation
+from aevb.data import Batches
+from aevb.model import ElboTerms, LatentVariableModel
+
+
+class History(dict):
+    """Columns of numbers, one entry for each evaluation during training.
+
+    ``history["test_elbo"]`` and ``history.test_elbo`` are the same list. Columns:
+    ``step``, ``epoch``, ``seconds`` (training and evaluation so far), ``lr``,
+    ``train_elbo``, ``train_reconstruction``, ``train_kl`` (means over the examples
+    seen since the previous entry, in training mode), the same three with ``test_``
+    where a test set was given, and what ``record`` returned. ELBO terms are nats per
+    example.
+
+    Example:
+        >>> history = History(step=[1, 2], train_elbo=[-3.0, -2.5])
+        >>> history.train_elbo
+        [-3.0, -2.5]
+    """
+
+    def __getattr__(self, name: str) -> list[float]:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"the history has no column {name!r}; it has {list(self)}"
+            ) from None
+
+    def append(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            self.setdefault(name, []).append(float(value))
+
+
+class Diverged(FloatingPointError):
+    """Training met a number that is not finite; ``history`` holds what went before."""
+
+    history: History
+
+
+def constant(progress: float) -> float:
+    """The learning rate stays as it is."""
+    return 1.0
+
+
+def cosine(progress: float) -> float:
+    """Full learning rate for the first half, then half a cosine down to zero."""
+    return 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * progress - 1)))
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine}
+UPDATES = ("both", "inference", "generative")
+
+
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """``device``, else ``$AEVB_DEVICE``, else a GPU if there is one, else the CPU.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        device = os.environ.get("AEVB_DEVICE") or (
+            "cuda" if torch.cuda.is_available() else "cpu"
+        )
+    return torch.device(device)
+
+
+def fit(
+    model: LatentVariableModel,
+    train,
+    *,
+    test=None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    every: int = 1,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    schedule: str | Callable[[float], float] = "constant",
+    update: str = "both",
+    estimator: Callable[..., ElboTerms] | None = None,
+    record: Callable[[LatentVariableModel], dict[str, float]] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool = False,
+) -> History:
+    """Maximise the mean ELBO over the examples by Adam: the AEVB algorithm.
+
+    The model and the data are moved to the device and the model stays there, in
+    evaluation mode. Same seed and same device give the same history to the last
+    digit; the global random state is left as it was.
+
+    Args:
+        model: any :class:`~aevb.model.LatentVariableModel`.
+        train: a tensor, a tuple of tensors, :class:`~aevb.data.Examples`, a Dataset or
+            a DataLoader; see :class:`~aevb.data.Batches`.
+        test: as ``train``; its ELBO is estimated at each evaluation, with one sample
+            an example and the same noise each time.
+        epochs: passes over ``train``; give either this or ``steps``.
+        steps: gradient steps.
+        every: epochs (or steps, if ``steps`` is given) from one evaluation to the next.
+        batch_size: examples a gradient step.
+        lr: learning rate of Adam.
+        schedule: ``"constant"``, ``"cosine"`` (constant for the first half, then down
+            to zero), or a function from progress in [0, 1] to a factor of ``lr``.
+        update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step) or
+            ``"generative"`` (only θ: an approximate M-step).
+        estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
+            maximise; ``model.elbo`` if None.
+        record: ``record(model)`` gives more numbers to keep at each evaluation.
+        seed: of the order of the examples, the noise, the samples and the dropout.
+        device: see :func:`choose_device`.
+        progress: show a progress bar.
+        checkpoint: file that receives everything needed to go on, at each evaluation.
+        resume: go on from ``checkpoint`` if it exists: the result is the same as
+            without the stop.
+
+    Returns:
+        :class:`History`.
+
+    Raises:
+        ValueError, TypeError: an argument is not what is expected; raised before the
+            first step.
+        Diverged: a term or a parameter is no longer finite; the model is put back to
+            the last evaluation before that.
+
+    Example:
+        >>> from aevb import data, models
+        >>> train, test = data.factor_analysis(n=100)
+        >>> history = fit(models.FactorAnalysis(), train, epochs=2, progress=False)
+        >>> history.epoch
+        [1.0, 2.0]
+    """
+    device = choose_device(device)
+    _check_arguments(epochs, steps, every, lr, schedule, update)
+    schedule = SCHEDULES.get(schedule, schedule)
+    kind = {"inputs": model.inputs, "device": device, "check": model.check}
+    batches = Batches(train, batch_size=batch_size, shuffle=True, **kind)
+    if test is not None:
+        test = Batches(test, batch_size=evaluation.BATCH_SIZE, **kind)
+    total = steps if epochs is None else epochs * len(batches)
+    stride = every if epochs is None else every * len(batches)
+    run = _Run(
+        model=model.to(device),
+        batches=batches,
+        estimator=estimator or type(model).elbo,
+        learning_rate=lambda step: lr * schedule(step / total),
+        update=update,
+        settings={
+            "epochs": epochs,
+            "steps": steps,
+            "every": every,
+            "batch_size": batch_size,
+            "lr": lr,
+            "schedule": schedule.__name__,
+            "update": update,
+            "seed": seed,
+            "examples": batches.num_examples,
+        },
+    )
+    gpu = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpu), run.only_update():
+        torch.manual_seed(seed)
+        if resume and checkpoint is not None and Path(checkpoint).exists():
+            run.load(checkpoint)
+        bar = tqdm(total=total, initial=run.step, unit="step", disable=not progress)
+        with bar:
+            while run.step < total:
+                terms = run.advance(min(stride, total - run.step), bar)
+                row = run.evaluate(terms, test, record)
+                bar.set_postfix({k: f"{row[k]:.2f}" for k in row if k.endswith("elbo")})
+                if checkpoint is not None:
+                    run.save(checkpoint)
+    return run.history
+
+
+def _check_arguments(epochs, steps, every, lr, schedule, update) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"epochs is {epochs} and steps is {steps}; expected one of them")
+    for name, number in (("epochs", epochs), ("steps", steps), ("every", every)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"{name} is {number!r}; expected a whole number, at least 1")
+    if not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"lr is {lr}; expected a positive number")
+    if not callable(schedule) and schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule is {schedule!r}; expected one of {tuple(SCHEDULES)} or a function"
+        )
+    if update not in UPDATES:
+        raise ValueError(f"update is {update!r}; expected one of {UPDATES}")
+
+
+class _Run:
+    """The state of one training: what a checkpoint holds, and how it moves on."""
+
+    def __init__(self, model, batches, estimator, learning_rate, update, settings):
+        self.model, self.batches, self.estimator = model, batches, estimator
+        self.learning_rate, self.settings = learning_rate, settings
+        halves = {"inference": model.inference, "generative": model.generative}
+        moving = halves.values() if update == "both" else [halves[update]]
+        self.moving = [p for half in moving for p in half.parameters()]
+        self.moving = [p for p in self.moving if p.requires_grad]
+        if not self.moving:
+            raise ValueError(f"update is {update!r}, but no parameter of it can move")
+        self.optimizer = torch.optim.Adam(self.moving, fused=True)
+        self.step, self.seconds, self.history = 0, 0.0, History()
+        self.iterator, self.epoch_random = iter(()), None
+
+    def only_update(self):
+        """A context in which only the moving parameters receive gradients."""
+        moving = {id(p) for p in self.moving}
+        frozen = [p for p in self.model.parameters() if id(p) not in moving]
+        return _Frozen(self.model, [p for p in frozen if p.requires_grad])
+
+    def next_batch(self) -> tuple[Tensor, ...]:
+        if self.step % len(self.batches) == 0:
+            self.epoch_random = _random_state(self.batches.device)
+            self.iterator = iter(self.batches)
+        return next(self.iterator)
+
+    def advance(self, count: int, bar) -> list[Tensor]:
+        """``count`` gradient steps; each one's size and summed terms, on the device."""
+        start = time.perf_counter()
+        self.last_good = [p.detach().clone() for p in self.moving]
+        self.model.train()
+        terms = []
+        for _ in range(count):
+            batch = self.next_batch()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+            estimate = self.estimator(self.model, *batch)
+            (-estimate.elbo.mean()).backward()
+            self.optimizer.step()
+            terms.append(torch.stack([part.detach().sum() for part in estimate]))
+            self.step += 1
+            bar.update()
+        self.model.eval()
+        self.seconds += time.perf_counter() - start
+        return terms
+
+    def evaluate(self, terms: list[Tensor], test, record) -> dict[str, float]:
+        """Add a row to the history; raise if anything in it is not finite."""
+        start = time.perf_counter()
+        table = torch.stack(terms).double().cpu()  # (steps, 2): the one synchronisation
+        self.check_finite(table)
+        first = self.step - len(terms)
+        sizes = [self.batch_length(s) for s in range(first, self.step)]
+        train = table.sum(0) / sum(sizes)
+        row = {
+            "step": self.step,
+            "epoch": self.step / len(self.batches),
+            "lr": self.learning_rate(self.step - 1),
+        }
+        row |= _columns("train", *train.tolist())
+        if test is not None:
+            values = evaluation.terms(self.model, test, seed=0)
+            row |= _columns("test", *(part.double().mean() for part in values))
+        if record is not None:
+            with torch.no_grad():
+                row |= record(self.model)
+        self.seconds += time.perf_counter() - start
+        row["seconds"] = self.seconds
+        self.history.append(row)
+        return row
+
+    def batch_length(self, step: int) -> int:
+        size = self.batches.batch_size
+        return min(size, self.batches.num_examples - step % len(self.batches) * size)
+
+    def check_finite(self, table: Tensor) -> None:
+        bad = (~table.isfinite()).nonzero()
+        if len(bad) == 0 and all(p.isfinite().all() for p in self.moving):
+            return
+        what, step = "a parameter", self.step
+        if len(bad):
+            first, term = bad[0].tolist()
+            what = f"the {ElboTerms._fields[term]} term"
+            step = self.step - len(table) + first + 1
+        good = self.step - len(table)
+        with torch.no_grad():
+            for parameter, saved in zip(self.moving, self.last_good, strict=True):
+                parameter.copy_(saved)
+        error = Diverged(
+            f"fit: {what} is not finite at step {step}, epoch"
+            f" {1 + (step - 1) // len(self.batches)}. The parameters of step {good} were"
+            f" put back. Try a smaller lr than {self.settings['lr']:g}, and check the"
+            " data's scale."
+        )
+        error.history = self.history
+        raise error
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a checkpoint beside the old one, then replace it: never half a file."""
+        path = Path(path)
+        device = self.batches.device
+        state = {
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": dict(self.history),
+            "random": _random_state(device),
+            "epoch_random": self.epoch_random,
+        }
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, partial)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            tqdm.write(
+                f"fit: could not write the checkpoint {path} ({error}); training goes"
+                " on, and the previous checkpoint, if any, is as it was"
+            )
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Take over a checkpoint's state; no code in it is executed."""
+        state = torch.load(path, map_location=self.batches.device, weights_only=True)
+        for name, value in self.settings.items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"resume: {name} is {value!r}, and the checkpoint {path} was made"
+                    f" with {state['settings'].get(name)!r}; expected the same"
+                )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history = History(state["history"])
+        done = self.step % len(self.batches)
+        if done:  # stopped within an epoch: deal its order again, skip what was seen
+            self.epoch_random = state["epoch_random"]
+            _set_random_state(self.epoch_random)
+            self.iterator = iter(self.batches)
+            for _ in range(done):
+                next(self.iterator)
+        _set_random_state(state["random"])
+
+
+class _Frozen:
+    """Parameters without gradients; and the model left in evaluation mode."""
+
+    def __init__(self, model, parameters):
+        self.model, self.parameters = model, parameters
+
+    def __enter__(self):
+        for p in self.parameters:
+            p.requires_grad_(False)
+
+    def __exit__(self, *error):
+        for p in self.parameters:
+            p.requires_grad_(True)
+        self.model.eval()
+
+
+def _columns(prefix: str, reconstruction, kl) -> dict[str, float]:
+    return {
+        f"{prefix}_elbo": float(reconstruction - kl),
+        f"{prefix}_reconstruction": float(reconstruction),
+        f"{prefix}_kl": float(kl),
+    }
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu())

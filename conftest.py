@@ -1,0 +1,22 @@
+"""Settings for every test, unit tests and notebooks alike; kernels inherit them."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+REPORTS = ROOT / "_build" / "reports"
+
+# Two OpenMP threads on a busy machine can be far slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("AEVB_FAST", "1")
+os.environ.setdefault("AEVB_DEVICE", "cpu")
+os.environ["AEVB_REPORT_DIR"] = str(REPORTS)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Remove the reports of the notebooks that are about to run again."""
+    if config.option.collectonly:
+        return
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    for path in {item.path for item in items if item.path.suffix == ".ipynb"}:
+        (REPORTS / f"{path.stem}.json").unlink(missing_ok=True)

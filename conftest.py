@@ -11,6 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("AEVB_FAST", "1")
 os.environ.setdefault("AEVB_DEVICE", "cpu")
 os.environ["AEVB_REPORT_DIR"] = str(REPORTS)
+# The notebooks run in book/, and import the package that stands beside it.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+if "AEVB_DATA" in os.environ:
+    os.environ["AEVB_DATA"] = str(Path(os.environ["AEVB_DATA"]).resolve())
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,0 +1,312 @@
+r"""Sphinx extension: let plain-Markdown notebooks become a rich site.
+
+The notebooks use only Markdown that reads the same on Colab, GitHub, JupyterLab, VS
+Code and the site.  At build time, and only for the site, this extension
+
+1.  gives every display with a ``\tag{2.1}`` its anchors, the permanent name from the
+    comment above it and ``eq-2-1``, and renders it without the ``split`` that Sphinx
+    puts around ``\\`` (MathJax refuses ``\tag`` inside ``split``);
+2.  turns a block quote that starts with a bold label (``> **Note.** ...``) into an
+    admonition, and gives numbered ones (``> **Theorem 2.1.**``) their anchors;
+3.  gives a paragraph that starts with ``**Figure 2.1.**`` the look of a caption and
+    its anchors;
+4.  links the plain mentions "(2.1)", "Figure 2.1", "Section 2.1", "Chapter 2" to
+    these anchors, across pages, and warns of a mention without a target;
+5.  makes the page of references from `references.bib`, with the keys as anchors;
+6.  puts MathJax, out of an installed package, into the site, and takes away what no
+    page needs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:  # also for the API page, where aevb is not installed
+    sys.path.insert(0, str(ROOT))
+
+from tools import conventions as c
+from tools import references
+
+logger = logging.getLogger(__name__)
+
+TAG = re.compile(r"\\tag\{(" + c.NUM + r")\}")
+LABEL = re.compile(r"(" + "|".join(c.BOXES + c.CAPTIONS) + r") (" + c.NUM + r")\b")
+SECTION = re.compile(r"(" + c.NUM + r") ")
+CHAPTER = re.compile(r"(\d+)\. ")
+STYLES = {
+    "Note": ["note"],
+    "Tip": ["tip"],
+    "Hint": ["hint"],
+    "Key idea": ["important"],
+    "Warning": ["warning"],
+    "Algorithm": ["algorithm", "note"],
+    "Exercise": ["exercise", "tip"],
+}
+NUMBERED_STYLE = ["theorem", "note"]
+
+Targets = dict[tuple[str, str], tuple[str, str]]
+
+
+def targets(env: BuildEnvironment) -> Targets:
+    """Family and number of every numbered thing -> page and anchor."""
+    if not hasattr(env, "portable_targets"):
+        env.portable_targets = {}
+    return env.portable_targets
+
+
+def first_inline(paragraph: nodes.paragraph) -> nodes.Node | None:
+    """First child with text (MyST puts an empty Text before a leading bold)."""
+    return next((x for x in paragraph.children if x.astext()), None)
+
+
+def take_name(node: nodes.Element) -> str:
+    """The permanent name in the comment above a node; the comment goes."""
+    siblings = node.parent.children
+    index = siblings.index(node)
+    if index == 0:
+        return ""
+    above = siblings[index - 1]
+    if not isinstance(above, nodes.raw | nodes.comment):
+        return ""
+    text = (
+        above.astext() if isinstance(above, nodes.raw) else f"<!--{above.astext()}-->"
+    )
+    m = c.NAME_COMMENT.fullmatch(text.strip())
+    if not m:
+        return ""
+    node.parent.remove(above)
+    return m[1]
+
+
+class Portable(SphinxTransform):
+    """Steps 1 to 3, while a page is read."""
+
+    default_priority = 400
+
+    def note(self, kind: str, number: str, node: nodes.Element, name: str) -> None:
+        key = c.FAMILIES[kind], number
+        old = targets(self.env).get(key)
+        if key in self.seen or (old is not None and old[0] != self.env.docname):
+            logger.warning("%s %s is numbered twice", kind, number, location=node)
+            return
+        self.seen.add(key)
+        alias = c.anchor(kind, number)
+        anchors = [name, alias] if name else [alias]
+        node["ids"] += anchors
+        targets(self.env)[key] = self.env.docname, anchors[0]
+
+    def apply(self, **kwargs: object) -> None:
+        self.seen: set[tuple[str, str]] = set()
+        for math in list(self.document.findall(nodes.math_block)):
+            self.display(math)
+        for quote in list(self.document.findall(nodes.block_quote)):
+            self.box(quote)
+        for paragraph in list(self.document.findall(nodes.paragraph)):
+            lead = first_inline(paragraph)
+            if isinstance(lead, nodes.strong):
+                m = LABEL.match(lead.astext())
+                if m and m[1] in c.CAPTIONS:
+                    paragraph["classes"].append("portable-caption")
+                    self.note(m[1], m[2], paragraph, take_name(paragraph))
+        self.headings()
+
+    def display(self, math: nodes.math_block) -> None:
+        if math.get("label") or math.get("nowrap"):
+            return
+        text = math.astext().strip()
+        math.children = [nodes.Text(rf"\[{text}\]")]
+        math["nowrap"] = True
+        name = take_name(math)
+        for number in TAG.findall(text):
+            self.note("Equation", number, math, name)
+
+    def box(self, quote: nodes.block_quote) -> None:
+        paragraph = quote.children[0] if quote.children else None
+        if not isinstance(paragraph, nodes.paragraph):
+            return
+        lead = first_inline(paragraph)
+        if not isinstance(lead, nodes.strong):
+            return
+        label = lead.astext().rstrip(". ")
+        m = LABEL.match(label)
+        word = m[1] if m else label
+        if m is None and word not in c.REMARKS:
+            return
+        box = nodes.admonition("", classes=list(STYLES.get(word, NUMBERED_STYLE)))
+        box.source, box.line = quote.source, quote.line
+        name = take_name(quote)
+        if m:
+            self.note(m[1], m[2], box, name)
+        paragraph.remove(lead)
+        rest = first_inline(paragraph)
+        if isinstance(rest, nodes.Text):
+            paragraph.replace(rest, nodes.Text(rest.astext().lstrip()))
+        box += nodes.title("", "", *lead.children)
+        if not paragraph.astext().strip():
+            quote.remove(paragraph)
+        box += quote.children
+        quote.replace_self(box)
+
+    def headings(self) -> None:
+        """Sections and the chapter itself can be mentioned too."""
+        for section in self.document.findall(nodes.section):
+            title = section.next_node(nodes.title)
+            if title is None:
+                continue
+            if m := SECTION.match(title.astext()):
+                self.note("Section", m[1], section, "")
+            elif (m := CHAPTER.match(title.astext())) and section["ids"]:
+                targets(self.env)["Chapter", m[1]] = self.env.docname, ""
+
+
+def link_mentions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Step 4, once every page has been read."""
+    known = targets(app.env)
+    own = next(
+        (n for (k, n), t in known.items() if k == "Chapter" and t[0] == docname),
+        "",
+    )
+    skip = (
+        nodes.reference,
+        nodes.literal,
+        nodes.literal_block,
+        nodes.math,
+        nodes.math_block,
+        nodes.title,
+        nodes.raw,
+    )
+    for text in list(doctree.findall(nodes.Text)):
+        parent = up = text.parent
+        while up is not None and not isinstance(up, skip):
+            up = up.parent
+        if up is not None:
+            continue
+        if isinstance(parent, nodes.strong) and LABEL.match(parent.astext()):
+            continue
+        raw, out, done = text.astext(), [], 0
+        for m in c.mentions(raw):
+            if m.kind == "name":
+                logger.warning(
+                    "%s is still a name: run `make renumber`",
+                    m.number,
+                    location=(docname, parent.line),
+                )
+                continue
+            found = known.get((c.FAMILIES[m.kind], m.number))
+            if found is None:
+                if m.strict or m.number.startswith(f"{own}."):
+                    logger.warning(
+                        "%s %s is mentioned but not defined",
+                        m.kind,
+                        m.number,
+                        location=(docname, parent.line),
+                    )
+                continue
+            target, ident = found
+            uri = (
+                ""
+                if target == docname
+                else app.builder.get_relative_uri(docname, target)
+            )
+            reference = nodes.reference("", "", internal=True)
+            reference["refuri"] = uri + (f"#{ident}" if ident else "")
+            if not reference["refuri"]:  # a chapter that mentions itself
+                continue
+            start, end = m.shown
+            reference += nodes.inline("", raw[start:end], classes=["std", "std-ref"])
+            out += [nodes.Text(raw[done:start]), reference]
+            done = end
+        if out:
+            out.append(nodes.Text(raw[done:]))
+            parent.replace(text, [x for x in out if x.astext()])
+
+
+def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+    env.portable_targets = {k: v for k, v in targets(env).items() if v[0] != docname}
+
+
+def merge(
+    app: Sphinx,
+    env: BuildEnvironment,
+    docnames: set[str],
+    other: BuildEnvironment,
+) -> None:
+    targets(env).update({k: v for k, v in targets(other).items() if v[0] in docnames})
+
+
+# Step 5.  The page is `references`.
+
+
+def make_references(app: Sphinx, docname: str, source: list[str]) -> None:
+    if docname == "references":
+        source[0] = references.page(Path(app.srcdir).parent)
+
+
+def name_references(app: Sphinx, doctree: nodes.document) -> None:
+    """Let links of the form ``references.md#key`` find their entries."""
+    if app.env.docname == "references":
+        slugs = app.env.metadata["references"].setdefault("myst_slugs", {})
+        for key in references.entries(Path(app.srcdir).parent):
+            if f'id="{key}"' in "".join(x.astext() for x in doctree.findall(nodes.raw)):
+                slugs[key] = (0, key, key)
+
+
+# Step 6.
+
+
+def mathjax_files() -> list[tuple[Path, str]]:
+    """MathJax's TeX input, CommonHTML output and fonts: source, place in the site."""
+    found = []
+    for file in importlib.metadata.files("sphinx-mathjax-offline") or []:
+        _, _, inside = file.as_posix().partition("/static/mathjax/")
+        if inside == "tex-chtml.js" or inside.startswith(
+            ("input/tex/extensions/", "output/chtml/fonts/woff-v2/")
+        ):
+            found.append((Path(str(file.locate())), inside))
+    return found
+
+
+def finish(app: Sphinx, exception: Exception | None) -> None:
+    if exception is not None or app.builder.format != "html":
+        return
+    static = Path(app.outdir, "_static")
+    for source, inside in mathjax_files():
+        target = static / "mathjax" / inside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    script = static / "scripts" / "fontawesome.js"
+    if script.exists():  # 1.5 MB that nothing needs: the icons come from web fonts
+        script.write_text("/* the icons come from the web fonts */\n")
+    Path(app.outdir, ".nojekyll").touch()
+
+
+def follow_home(app: Sphinx, config: Config) -> None:
+    config.ogp_site_url = config.html_baseurl
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    app.add_transform(Portable)
+    app.connect("config-inited", follow_home, priority=1)
+    app.connect("source-read", make_references)
+    app.connect("doctree-read", name_references)
+    app.connect("doctree-resolved", link_mentions)
+    app.connect("env-purge-doc", purge)
+    app.connect("env-merge-info", merge)
+    app.connect("build-finished", finish)
+    return {
+        "version": "2",
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

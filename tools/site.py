@@ -1,0 +1,53 @@
+"""Build the site strictly: every warning is an error.
+
+python -m tools.site     # make book
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tools import conventions as c
+
+
+def build(root: Path = c.ROOT, output: Path | None = None) -> tuple[int, str]:
+    """Build the book of `root` from nothing; the exit status and what Sphinx said."""
+    output = output or root
+    for old in ("html", ".doctrees"):
+        shutil.rmtree(output / "_build" / old, ignore_errors=True)
+    command = [
+        *(sys.executable, "-c", "from jupyter_book.cli.main import main; main()"),
+        *("build", str(root / "book"), "--path-output", str(output)),
+        *("--config", str(root / "_config.yml"), "--toc", str(root / "_toc.yml")),
+        *("-W", "-n", "--keep-going", "-q"),
+    ]
+    env = os.environ | {"PYTHONUTF8": "1"}
+    done = subprocess.run(
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    return done.returncode, done.stdout
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=c.ROOT, help="default: here")
+    options = parser.parse_args(arguments)
+    start = time.perf_counter()
+    status, said = build(output=options.output)
+    if status:
+        print(said, file=sys.stderr)
+        print("The site is not built: see above.", file=sys.stderr)
+        return 1
+    page = (options.output / "_build" / "html" / "index.html").resolve()
+    print(f"The book is built ({time.perf_counter() - start:.0f} s): {page.as_uri()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -44,7 +44,8 @@ def _mean(logits: Tensor) -> Tensor:
     """1 / (1 - exp(-ℓ)) - 1 / ℓ, with a Taylor series for small |ℓ|."""
     small = logits.abs() < _SERIES_BELOW
     safe = torch.where(small, torch.ones_like(logits), logits)
-    closed = -1 / torch.expm1(-safe) - 1 / safe
+    # exp(60) is as good as infinite beside 1 / ℓ, and keeps the gradient finite
+    closed = -1 / torch.expm1(-safe.clamp(min=-60)) - 1 / safe
     inner = torch.where(small, logits, torch.zeros_like(logits))
     odd = _polynomial(inner.square(), 1 / 12, -1 / 720, 1 / 30240, -1 / 1209600)
     return torch.where(small, 0.5 + inner * odd, closed)
@@ -53,11 +54,16 @@ def _mean(logits: Tensor) -> Tensor:
 class _LogDensity(torch.autograd.Function):
     """log p(x | ℓ) with the exact gradient (x - mean) in ℓ, and ℓ in x."""
 
+    generate_vmap_rule = True  # torch.func may map over it
+
     @staticmethod
-    def forward(ctx, value: Tensor, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(value, logits)
+    def forward(value: Tensor, logits: Tensor) -> Tensor:
         # ℓ > 0: (x - 1) ℓ, else x ℓ: exact where x ℓ - max(ℓ, 0) would cancel
         return (value - (logits > 0).to(value.dtype)) * logits - _log_normalizer(logits)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -140,11 +146,11 @@ class ContinuousBernoulli(Distribution):
         """P(x <= value) = (exp(ℓ v) - 1) / (exp(ℓ) - 1)."""
         if self._validate_args:
             self._validate_sample(value)
-        return _by_symmetry(_cdf_negative, self.logits, value)
+        return _cdf(self.logits, value)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The x with P(X <= x) = ``value``; differentiable in the logits."""
-        return _by_symmetry(_icdf_negative, self.logits, value)
+        return _icdf(self.logits, value)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         u = torch.rand(
@@ -159,28 +165,40 @@ class ContinuousBernoulli(Distribution):
         return -self.log_prob(self.mean)
 
 
-def _by_symmetry(function, logits: Tensor, value: Tensor) -> Tensor:
-    """Apply ``function``, stable for ℓ <= 0, using x ↔ 1 - x for ℓ > 0."""
-    flip = logits > 0
-    inside = torch.where(flip, 1 - value, value)
-    result = function(-logits.abs(), inside)
-    return torch.where(flip, 1 - result, result)
+# Nearer to 0 than this, cdf and icdf are polynomials in the logit (to the third order),
+# since the gradients of their closed forms cancel.
+_CUBIC_BELOW = 0.02
 
 
-def _cdf_negative(logits: Tensor, x: Tensor) -> Tensor:
-    tiny = logits > -1e-3
-    safe = torch.where(tiny, -torch.ones_like(logits), logits)
-    closed = torch.expm1(safe * x) / torch.expm1(safe)
-    series = x * (1 - logits * (1 - x) / 2)  # to first order in the logit
-    return torch.where(tiny, series, closed)
+def _cdf(logits: Tensor, x: Tensor) -> Tensor:
+    tiny = logits.abs() < _CUBIC_BELOW
+    safe = torch.where(tiny, torch.ones_like(logits), logits)
+    y = 1 - x
+    closed = torch.expm1(-safe.abs() * x) / torch.expm1(-safe.abs())
+    closed = closed * torch.exp(-safe.clamp(min=0) * y)
+    near = torch.where(tiny, logits, torch.zeros_like(logits))
+    cubic = x * _cubic(near, 1, -y / 2, y * (1 - 2 * x) / 12, x * y.square() / 24)
+    return torch.where(tiny, cubic, closed)
 
 
-def _icdf_negative(logits: Tensor, u: Tensor) -> Tensor:
-    tiny = logits > -1e-3
-    safe = torch.where(tiny, -torch.ones_like(logits), logits)
-    closed = torch.log1p(u * torch.expm1(safe)) / safe
-    series = u * (1 + logits * (1 - u) / 2)
-    return torch.where(tiny, series, closed).clamp(0, 1)
+def _icdf(logits: Tensor, u: Tensor) -> Tensor:
+    # log(1 - u + u exp(ℓ)) / ℓ in two forms: the first one overflows for large ℓ and
+    # takes the logarithm of 0 for u near 1, the second one cancels for small |ℓ|
+    size, one = logits.abs(), torch.ones_like(logits)
+    tiny, large = size < _CUBIC_BELOW, size > 1
+    mild = torch.where(tiny | large, one, logits)
+    mild = torch.log1p(u * torch.expm1(mild)) / mild
+    wild = torch.where(large, logits, one)
+    wild = torch.logaddexp(torch.log1p(-u), torch.log(u) + wild) / wild
+    near = torch.where(tiny, logits, torch.zeros_like(logits))
+    v = 1 - u
+    cubic = u * _cubic(near, 1, v / 2, v * (1 - 2 * u) / 6, v * (1 - 6 * u * v) / 24)
+    x = torch.where(tiny, cubic, torch.where(large, wild, mild))
+    return x.clamp(0, 1)
+
+
+def _cubic(x: Tensor, c0, c1, c2, c3) -> Tensor:
+    return c0 + x * (c1 + x * (c2 + x * c3))
 
 
 def diagonal_normal(mean: Tensor, std: Tensor) -> Independent:
@@ -203,8 +221,8 @@ def rsample(
 ) -> Tensor:
     """Draw from ``distribution``, reparameterised where it can be, with a generator.
 
-    ``torch.distributions`` draws from the global generator only. This function takes
-    the same draws from ``generator``; with ``None`` it uses the global one. Where no
+    ``torch.distributions`` draws from the global generator only. This function draws
+    from ``generator``, or from the global one where that is None. Where no
     reparameterisation exists (Bernoulli, Categorical) the draw carries no gradient.
 
     Args:

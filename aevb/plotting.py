@@ -77,7 +77,8 @@ def image_grid(
     canvas = canvas.transpose(1, 2).reshape(rows * side, columns * side)  # one picture
     if ax is None:
         width = min(6.5, 0.55 * columns)
-        _, ax = plt.subplots(figsize=(width, width * rows / columns + 0.3 * bool(title)))
+        height = width * rows / columns + 0.3 * bool(title)
+        _, ax = plt.subplots(figsize=(width, height))
     ax.imshow(canvas, vmin=0, vmax=1)
     ax.set_axis_off()
     ax.set_title(title, fontsize=10)

@@ -192,10 +192,14 @@ def fit(
 
 def _check_arguments(epochs, steps, every, lr, schedule, update) -> None:
     if (epochs is None) == (steps is None):
-        raise ValueError(f"epochs is {epochs} and steps is {steps}; expected one of them")
+        raise ValueError(
+            f"epochs is {epochs} and steps is {steps}; expected one of them"
+        )
     for name, number in (("epochs", epochs), ("steps", steps), ("every", every)):
         if number is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"{name} is {number!r}; expected a whole number, at least 1")
+            raise ValueError(
+                f"{name} is {number!r}; expected a whole number, at least 1"
+            )
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr is {lr}; expected a positive number")
     if not callable(schedule) and schedule not in SCHEDULES:

@@ -124,9 +124,7 @@ class FactorAnalysis(LatentVariableModel):
         scaled = self.loadings / self.noise_scale.square()[:, None]  # Φ⁻¹ W, (D, L)
         precision = self.identity + self.loadings.T @ scaled  # M, (L, L)
         mean = torch.linalg.solve(precision, scaled.T @ x.T).T  # (B, L)
-        return MultivariateNormal(
-            mean, precision_matrix=precision, validate_args=False
-        )
+        return MultivariateNormal(mean, precision_matrix=precision, validate_args=False)
 
     def check(self, x: Tensor) -> None:
         check_batch(x, self.data_dim)

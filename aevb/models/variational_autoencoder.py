@@ -81,7 +81,8 @@ class VAE(LatentVariableModel):
         self.generative = nn.Sequential(decoder, head)
         if encoders == 1:
             body = MLP(data_dim, hidden, dropout)
-            self.inference = nn.Sequential(body, GaussianHead(body.features, latent_dim))
+            head = GaussianHead(body.features, latent_dim)
+            self.inference = nn.Sequential(body, head)
         else:
             self.inference = SplitEncoder(data_dim, hidden, latent_dim, dropout)
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)

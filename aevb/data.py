@@ -20,8 +20,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -43,7 +46,8 @@ class Examples:
             every training batch, on the device that the bytes lie on.
 
     Raises:
-        ValueError: if ``y`` or ``raw`` has another length than ``x``.
+        ValueError: if ``y`` or ``raw`` has another length than ``x``, or ``redraw``
+            has no ``raw`` to draw from.
 
     Example:
         >>> train, test = digits("binary")
@@ -64,12 +68,19 @@ class Examples:
                     f"Examples: {name} has {len(part)} entries and x has {len(self.x)};"
                     " expected one for each example"
                 )
+        if self.redraw is not None and self.raw is None:
+            raise ValueError("Examples: redraw is given without raw; expected both")
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: slice | Tensor) -> Examples:
+    def __getitem__(self, index: int | slice | Tensor) -> Examples:
+        """Some of the examples; an integer gives an ``Examples`` of length 1."""
         if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(
+                    f"index is {index}, and there are {len(self)} examples"
+                )
             index = slice(index, index + 1 or None)
         pick = lambda part: None if part is None else part[index]  # noqa: E731
         return Examples(pick(self.x), pick(self.y), pick(self.raw), self.redraw)
@@ -233,14 +244,24 @@ def mnist(
 
 
 def _download(dataset: type, root: Path) -> None:
+    """Download into a folder of its own, and move the files once all are there."""
+    folder = root / "MNIST" / "raw"
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        dataset(root, download=True)
-    except (OSError, RuntimeError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="download-", dir=root) as scratch:
+            dataset(scratch, download=True)
+            for name in MNIST_MD5:
+                Path(scratch, "MNIST", "raw", name).replace(folder / name)
+    except (OSError, RuntimeError, HTTPException) as error:
+        for path in absent:  # the folders made here, the innermost first
+            with suppress(OSError):
+                path.rmdir()
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"mnist: the files are not in {root / 'MNIST' / 'raw'} and could not be"
-            f" downloaded ({error}). Connect to the network, or set AEVB_DATA to a"
-            " folder that holds MNIST/raw, or use data.digits(), which needs no"
-            " download."
+            f"mnist: the files are not in {folder} and could not be downloaded"
+            f" ({reason}). Connect to the network, or set AEVB_DATA to a folder that"
+            " holds MNIST/raw, or use data.digits(), which needs no download."
         ) from error
 
 
@@ -372,18 +393,19 @@ class Batches:
     Args:
         source: a tensor, a tuple of tensors of one length, :class:`Examples`, a
             ``torch.utils.data.Dataset``, or a ``DataLoader``.
-        inputs: the fields to take from :class:`Examples`.
+        inputs: the names of a batch's tensors: the fields to take from
+            :class:`Examples`, and as many as the other sources must give.
         batch_size: examples a batch (a DataLoader has its own).
         device: where the batches go.
         shuffle: a new random order in each pass, and fresh draws of random kinds;
             otherwise the order and the draw of the source.
-        check: called with the tensors before anything is moved (with the first batch
-            where they cannot be had at once); raises if they do not suit the model.
+        check: called with the tensors before anything is moved (with the first
+            example of a Dataset or DataLoader); raises if they do not suit the model.
 
     Raises:
         TypeError: another kind of source, or no tensors in it.
-        ValueError: an empty source, tensors of unequal length, batch_size < 1, or
-            labels that are missing.
+        ValueError: an empty source, tensors of unequal length or of another number
+            than ``inputs``, batch_size < 1, or labels that are missing.
 
     Example:
         >>> [len(x) for (x,) in Batches(torch.zeros(5, 2), batch_size=2)]
@@ -399,9 +421,12 @@ class Batches:
         shuffle: bool = False,
         check: Callable[..., None] | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(
+                f"batch_size is {batch_size!r}; expected a whole number, at least 1"
+            )
         self.batch_size, self.device, self.shuffle = batch_size, device, shuffle
+        self.inputs = inputs
         self.parts = self.loader = self.redraw = None
         if isinstance(source, Examples):
             parts = [getattr(source, name) for name in inputs]
@@ -418,6 +443,7 @@ class Batches:
             self._load(source, check)
             return
         self._check_parts(parts)
+        self._check_count(parts)
         if check is not None:
             check(*parts)
         if shuffle and isinstance(source, Examples) and source.redraw is not None:
@@ -433,7 +459,7 @@ class Batches:
                     f"data holds a {type(part).__name__}; expected tensors, Examples, a"
                     " Dataset or a DataLoader"
                 )
-        lengths = [len(part) for part in parts]
+        lengths = [len(part) if part.ndim else 0 for part in parts]
         if not parts or lengths[0] == 0:
             raise ValueError("the data is empty; expected at least one example")
         if len(set(lengths)) > 1:
@@ -442,22 +468,38 @@ class Batches:
                 " entry i of each belongs to example i"
             )
 
-    def _load(self, source, check: Callable[..., None] | None) -> None:
-        from torch.utils.data import DataLoader, Dataset
+    def _check_count(self, parts: tuple | list) -> None:
+        if len(parts) != len(self.inputs):
+            raise ValueError(
+                f"the data gives {len(parts)} tensors for each batch; expected"
+                f" {len(self.inputs)}, since the model takes ({', '.join(self.inputs)})"
+            )
 
-        if isinstance(source, Dataset):
-            source = DataLoader(source, self.batch_size, shuffle=self.shuffle)
-        if not isinstance(source, DataLoader):
+    def _load(self, source, check: Callable[..., None] | None) -> None:
+        from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+        if not isinstance(source, DataLoader | Dataset):
             raise TypeError(
                 f"data is a {type(source).__name__}; expected a tensor, a tuple of"
                 " tensors, Examples, a Dataset or a DataLoader"
             )
-        if len(source) == 0:
+        dataset = source.dataset if isinstance(source, DataLoader) else source
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"data is a {type(dataset).__name__}, an IterableDataset; expected one"
+                " with a length, since fit counts epochs"
+            )
+        if len(dataset) == 0 or len(source) == 0:
             raise ValueError("the data is empty; expected at least one example")
+        if source is dataset:
+            source = DataLoader(dataset, self.batch_size, shuffle=self.shuffle)
         self.loader = source
-        self.num_examples = len(source.dataset)
+        self.num_examples = len(dataset)
+        first = dataset[0] if source.batch_sampler is None else [dataset[0]]
+        first = self._tuple(source.collate_fn(first))
+        self._check_count(first)
         if check is not None:
-            check(*self._tuple(source.collate_fn([source.dataset[0]])))
+            check(*first)
 
     @staticmethod
     def _tuple(batch) -> tuple:

@@ -204,7 +204,8 @@ def _check_arguments(epochs, steps, every, lr, schedule, update) -> None:
         raise ValueError(f"lr is {lr}; expected a positive number")
     if not callable(schedule) and schedule not in SCHEDULES:
         raise ValueError(
-            f"schedule is {schedule!r}; expected one of {tuple(SCHEDULES)} or a function"
+            f"schedule is {schedule!r}; expected one of {tuple(SCHEDULES)}, or a"
+            " function"
         )
     if update not in UPDATES:
         raise ValueError(f"update is {update!r}; expected one of {UPDATES}")

@@ -153,7 +153,10 @@ _FORMULAS = (
     re.compile(r"(?<!\\)\$\$.+?\$\$", re.S),
     re.compile(r"(?<![\\$])\$(?![\s$])(?:[^$\\]|\\.)+?\$", re.S),
 )
-_TARGETS = (re.compile(r"(?<=\])\([^()\s]*\)"), re.compile(r"<[a-zA-Z/][^<>\n]*>"))
+_TARGETS = (
+    re.compile(r"(?<=\])\((?:[^()\s]|\([^()\s]*\))*\)"),
+    re.compile(r"<[a-zA-Z/][^<>\n]*>"),
+)
 _TEXT_IN_FORMULA = re.compile(r"\\text\{([^{}]*)\}")
 
 

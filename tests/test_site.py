@@ -1,0 +1,280 @@
+"""The built site: complete, self-contained, every link and every reference sound."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import made_up
+import nbconvert
+import pytest
+
+from tools import conventions as c
+from tools import repository, rules, site
+
+SITE = c.ROOT / "_build" / "html"
+LOADS = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+}
+
+
+class Page(HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.loads, self.no_alt, self.h1 = [], [], [], [], 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        if a.get("id"):
+            self.ids.append(a["id"])
+        self.h1 += tag == "h1"
+        if tag == "a" and a.get("href"):
+            self.links.append(a["href"])
+        fetched = tag != "link" or a.get("rel") in ("stylesheet", "icon", "preload")
+        if tag in LOADS and a.get(LOADS[tag]) and fetched:
+            self.loads.append(a[LOADS[tag]])
+        # MyST-NB's own fallback is the path of the image.
+        if tag == "img" and (not a.get("alt", "").strip() or "_images/" in a["alt"]):
+            self.no_alt.append(a.get("src"))
+
+
+def html_of(folder):
+    return sorted(p for p in folder.rglob("*.html") if "_static" not in p.parts)
+
+
+@pytest.fixture(scope="module", params=["this book", "a made-up book"])
+def folder(request, tmp_path_factory):
+    if request.param == "this book":
+        assert SITE.exists(), "the site is not built: run `make book` first"
+        return SITE
+    root = made_up.book(tmp_path_factory.mktemp("x") / "a", "02-first", "07-second")
+    status, said = site.build(root)
+    assert status == 0, said
+    return root / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(folder):
+    return {p: Page(p) for p in html_of(folder)}
+
+
+def test_it_is_not_older_than_its_sources():
+    sources = [*c.chapters(), *c.pages(), c.ROOT / "_config.yml", c.ROOT / "_toc.yml"]
+    newest = max(p.stat().st_mtime for p in sources)
+    built = (SITE / "index.html").stat().st_mtime
+    assert newest <= built, "the site is out of date: run `make book` first"
+
+
+def test_every_page_is_there():
+    for name in rules.toc_entries(c.ROOT):
+        assert (SITE / f"{name}.html").exists(), name
+    assert "http-equiv" not in (SITE / "index.html").read_text()  # no redirection
+
+
+def test_nothing_is_loaded_from_outside(folder, pages):
+    bad = [
+        (p.name, u)
+        for p, x in pages.items()
+        for u in x.loads
+        if "//" in u.split("?")[0]
+    ]
+    assert not bad
+    for path in folder.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//", path.read_text()), path.name
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        for host in ("jsdelivr", "cdnjs", "unpkg", "googleapis", "fonts.g"):
+            assert host not in text, (path.name, host)
+
+
+def test_links_and_files_exist(pages):
+    bad = []
+    for path, page in pages.items():
+        for url in page.links + page.loads:
+            if url.startswith(("http:", "https:", "mailto:", "data:", "javascript:")):
+                continue
+            file, fragment = urldefrag(url)
+            file = unquote(file.split("?")[0])
+            target = (path.parent / file).resolve() if file else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.exists():
+                bad.append((path.name, url))
+            elif fragment and target in pages:
+                if unquote(fragment) not in pages[target].ids:
+                    bad.append((path.name, url))
+    assert not bad
+
+
+def test_ids_are_unique(pages):
+    for path, page in pages.items():
+        double = {i for i in page.ids if page.ids.count(i) > 1}
+        assert not double, (path.name, double)
+
+
+def test_one_title_each(pages):
+    for path in pages:
+        if path.name not in ("search.html", "genindex.html"):
+            article = re.search(r"(?s)<article.*?</article>", path.read_text())
+            assert article and article[0].count("<h1") == 1, path.name
+
+
+def test_images_have_alternative_text(pages):
+    assert not [(p.name, s) for p, x in pages.items() for s in x.no_alt]
+
+
+def test_no_unrendered_markup(pages):
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        for trace in ("system-message", "Unknown interpreted", "problematic"):
+            assert trace not in text, (path.name, trace)
+        assert not re.search(r"<!--\s*" + c.NAME, text), path.name
+
+
+def test_chapters_open_in_colab_and_download():
+    home = repository.home()
+    for path in c.chapters():
+        text = (SITE / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert home.colab(path.name) in text, path.name
+        assert f'href="_sources/{path.name}"' in text, path.name
+        assert (SITE / "_sources" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_numbered_things_have_their_anchors():
+    for path in c.chapters():
+        ids = set(Page(SITE / f"{path.stem}.html").ids)
+        for d in rules.Chapter(path, c.ROOT).definitions:
+            assert c.anchor(d.kind, d.number) in ids, (path.name, d)
+            if d.name and d.kind != "Section":
+                assert d.name in ids, (path.name, d)
+
+
+def test_mathjax_is_there_and_small(folder):
+    mathjax = folder / "_static" / "mathjax"
+    assert (mathjax / "tex-chtml.js").stat().st_size > 1e6
+    assert list(mathjax.glob("output/chtml/fonts/woff-v2/*.woff"))
+    assert list(mathjax.glob("input/tex/extensions/*.js"))
+    assert sum(p.stat().st_size for p in mathjax.rglob("*") if p.is_file()) < 4e6
+    assert (folder / "_static/scripts/fontawesome.js").stat().st_size < 100
+
+
+def test_weight_of_the_site():
+    outside = sum(
+        p.stat().st_size
+        for p in SITE.rglob("*")
+        if p.is_file() and "_sources" not in p.parts and "_images" not in p.parts
+    )
+    assert outside < 25e6
+
+
+# --- the extension, on a made-up book ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    root = made_up.book(tmp_path_factory.mktemp("y") / "a", "02-first", "07-second")
+    path = root / "book" / "07-second.ipynb"
+    made_up.replace_in_cell(
+        path,
+        6,
+        "See Figure 7.1.",
+        "See Figures 7.1 and 2.1, (2.1), equation (2.2), Theorem 2.1, Chapter 2, "
+        "Sections 2.1 and 7.1, Exercise 2.1, a value of (0.5).",
+    )
+    status, said = site.build(root)
+    assert status == 0, said
+    return (root / "_build" / "html" / "07-second.html").read_text(encoding="utf-8")
+
+
+def link(html, words):
+    m = re.search(r'href="([^"]*)"><span class="std std-ref">' + re.escape(words), html)
+    return m and m[1]
+
+
+def test_mentions_become_links(second):
+    expected = {
+        "Figures 7.1": "#figure-7-1",
+        "2.1": "02-first.html#figure-2-1",
+        "(2.1)": "02-first.html#eq-first-bound",
+        "(2.2)": "02-first.html#eq-first-jensen",
+        "Theorem 2.1": "02-first.html#theorem-2-1",
+        "Chapter 2": "02-first.html",
+        "Sections 2.1": "02-first.html#",
+        "Exercise 2.1": "02-first.html#exercise-2-1",
+        "(7.1)": "#eq-second-bound",
+        "Theorem 7.1": "#theorem-7-1",
+    }
+    for words, target in expected.items():
+        found = link(second, words + "<") or link(second, words)
+        assert found and found.startswith(target), (words, found)
+    assert "a value of (0.5)" in second
+
+
+def test_names_are_anchors_in_and_out_of_a_quote(second):
+    for name, number in (("eq-second-bound", "7-1"), ("eq-second-jensen", "7-2")):
+        m = re.search(rf'<div class="math[^"]*" id="{name}">.*?</div>', second, re.S)
+        assert m
+        assert f'id="eq-{number}"' in second
+        assert "\\[" in m[0] and "split" not in m[0]
+    box = re.search(r'<div class="theorem note admonition" id="theorem-7-1">.*', second)
+    assert box
+    assert second.index(box[0]) < second.index('id="eq-second-jensen"')
+
+
+def test_boxes_and_captions(second):
+    assert re.search(
+        r'class="note admonition">\s*<p class="admonition-title">Note', second
+    )
+    assert re.search(r'<p class="portable-caption" id="figure-7-1">', second)
+    assert re.search(r'<p class="portable-caption" id="table-7-1">', second)
+    assert 'class="exercise tip admonition" id="exercise-7-1"' in second
+
+
+def test_citation(second):
+    assert 'href="references.html#kingma2014"' in second
+
+
+@pytest.mark.parametrize("template", ["lab", "classic"])
+def test_the_same_notebook_reads_in_nbconvert(tmp_path, template):
+    """As GitHub shows it: no trace of the names, every formula and number there."""
+    root = made_up.book(tmp_path / "a", "02-first")
+    exporter = nbconvert.HTMLExporter(template_name=template)
+    paths = [root / "book" / "02-first.ipynb", *c.chapters()]
+    for path in paths:
+        body, _ = exporter.from_filename(str(path))
+        visible = re.sub(r"(?s)<!--.*?-->|<(script|style).*?</\1>|<[^>]*>", "", body)
+        for d in rules.Chapter(path, path.parents[1]).definitions:
+            if d.name:
+                assert d.name not in visible
+            if d.kind == "Equation":
+                assert f"\\tag{{{d.number}}}" in visible
+        assert "&lt;!--" not in body
+
+
+def test_command_says_where(tmp_path, capsys):
+    assert site.main(["--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    page = Path(re.search(r"file://(\S+)", said)[1])
+    assert page == tmp_path / "_build" / "html" / "index.html"
+    assert page.exists()
+
+
+def test_the_site_needs_no_torch():
+    """The extension and what it imports get by without the chapters' packages."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'numpy', 'matplotlib', 'sklearn', 'scipy', 'pytest'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.path.insert(0, 'book/_ext')\n"
+        "import portable, tools.site, tools.repository\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=c.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -161,7 +161,7 @@ def book(root: Path, *names: str) -> Path:
     (root / "book").mkdir(parents=True)
     config = (c.ROOT / "_config.yml").read_text(encoding="utf-8")
     extension = c.ROOT / "book" / "_ext"
-    config = config.replace("portable: book/_ext", f"portable: {extension}")
+    config = config.replace(": book/_ext", f": {extension}")
     (root / "_config.yml").write_text(config, encoding="utf-8")
     shutil.copytree(c.ROOT / "book" / "_site", root / "book" / "_site")
     shutil.copy(c.ROOT / "book" / "references.bib", root / "book")

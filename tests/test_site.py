@@ -185,7 +185,7 @@ def second(tmp_path_factory):
         6,
         "See Figure 7.1.",
         "See Figures 7.1 and 2.1, (2.1), equation (2.2), Theorem 2.1, Chapter 2, "
-        "Sections 2.1 and 7.1, Exercise 2.1, a value of (0.5).",
+        "Sections 2.1 and 7.1, Exercise 2.1, a value of (0.5), `eq-first-bound`.",
     )
     status, said = site.build(root)
     assert status == 0, said
@@ -214,6 +214,7 @@ def test_mentions_become_links(second):
         found = link(second, words + "<") or link(second, words)
         assert found and found.startswith(target), (words, found)
     assert "a value of (0.5)" in second
+    assert re.search('href="02-first.html#eq-first-bound"><code', second)
 
 
 def test_names_are_anchors_in_and_out_of_a_quote(second):

@@ -105,6 +105,8 @@ class Portable(SphinxTransform):
         alias = c.anchor(kind, number)
         anchors = [name, alias] if name else [alias]
         node["ids"] += anchors
+        if name:
+            targets(self.env)["Name", name] = self.env.docname, name
         targets(self.env)[key] = self.env.docname, anchors[0]
 
     def apply(self, **kwargs: object) -> None:
@@ -171,6 +173,25 @@ class Portable(SphinxTransform):
                 targets(self.env)["Chapter", m[1]] = self.env.docname, ""
 
 
+def address(app: Sphinx, docname: str, found: tuple[str, str]) -> str:
+    """Where a page finds a target."""
+    target, ident = found
+    uri = "" if target == docname else app.builder.get_relative_uri(docname, target)
+    return uri + (f"#{ident}" if ident else "")
+
+
+def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """An equation's name in a docstring leads to the equation."""
+    known = targets(app.env)
+    for literal in list(doctree.findall(nodes.literal)):
+        found = known.get(("Name", literal.astext()))
+        if found:
+            link = nodes.reference("", "", internal=True)
+            link["refuri"] = address(app, docname, found)
+            literal.replace_self(link)
+            link += literal
+
+
 def link_mentions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Step 4, once every page has been read."""
     known = targets(app.env)
@@ -214,14 +235,8 @@ def link_mentions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                         location=(docname, parent.line),
                     )
                 continue
-            target, ident = found
-            uri = (
-                ""
-                if target == docname
-                else app.builder.get_relative_uri(docname, target)
-            )
             reference = nodes.reference("", "", internal=True)
-            reference["refuri"] = uri + (f"#{ident}" if ident else "")
+            reference["refuri"] = address(app, docname, found)
             if not reference["refuri"]:  # a chapter that mentions itself
                 continue
             start, end = m.shown
@@ -302,6 +317,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("source-read", make_references)
     app.connect("doctree-read", name_references)
     app.connect("doctree-resolved", link_mentions)
+    app.connect("doctree-resolved", link_names)
     app.connect("env-purge-doc", purge)
     app.connect("env-merge-info", merge)
     app.connect("build-finished", finish)

@@ -20,16 +20,18 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(SITE)/.made: requirements.txt Makefile
-	$(PYTHON) -m venv --clear $(SITE)
-	$(SITE)/bin/python -m pip install --disable-pip-version-check -q \
+	@echo "Making $(SITE), once, with $(PYTHON) ..."
+	@$(PYTHON) -m venv --clear $(SITE)
+	@$(SITE)/bin/python -m pip install --disable-pip-version-check -qq \
 		-c requirements.txt $(SITE_PACKAGES)
 	@touch $@
 
 $(FULL)/.made: requirements.txt
-	$(PYTHON) -m venv --clear $(FULL)
-	$(FULL)/bin/python -m pip install --disable-pip-version-check -q \
+	@echo "Making $(FULL), once, with $(PYTHON): some minutes, some gigabytes ..."
+	@$(PYTHON) -m venv --clear $(FULL)
+	@$(FULL)/bin/python -m pip install --disable-pip-version-check -qq \
 		-r requirements.txt
-	$(FULL)/bin/python -m pip install --disable-pip-version-check -q \
+	@$(FULL)/bin/python -m pip install --disable-pip-version-check -qq \
 		--no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -8,12 +8,13 @@ from torch.distributions import (
     Independent,
     LowRankMultivariateNormal,
     MultivariateNormal,
+    kl_divergence,
 )
 from torch.nn import functional as F
 
 from aevb.distributions import diagonal_normal
 from aevb.model import LatentVariableModel, check_batch
-from aevb.networks import positive
+from aevb.networks import SMALLEST_STD, positive
 
 
 class LinearGaussian(nn.Module):
@@ -88,6 +89,38 @@ class FactorAnalysis(LatentVariableModel):
         identity = torch.eye(latent_dim)
         self.register_buffer("identity", identity, persistent=False)
 
+    @classmethod
+    def from_parameters(
+        cls, loadings: Tensor, noise_scale: Tensor, posterior: str = "full"
+    ) -> FactorAnalysis:
+        """A model with these W (D, L) and σ (D,), and a random q.
+
+        Raises:
+            ValueError: shapes that do not fit, or a standard deviation that is too
+                small to be represented.
+
+        Example:
+            >>> loadings, noise_scale = torch.ones(3, 1), torch.full((3,), 0.5)
+            >>> model = FactorAnalysis.from_parameters(loadings, noise_scale)
+            >>> model.noise_scale
+            tensor([0.5000, 0.5000, 0.5000], grad_fn=<AddBackward0>)
+        """
+        loadings, noise_scale = torch.as_tensor(loadings), torch.as_tensor(noise_scale)
+        if loadings.ndim != 2 or noise_scale.shape != loadings.shape[:1]:
+            raise ValueError(
+                f"loadings has shape {tuple(loadings.shape)} and noise_scale"
+                f" {tuple(noise_scale.shape)}; expected (D, L) and (D,)"
+            )
+        if not (noise_scale > 2 * SMALLEST_STD).all():
+            raise ValueError(f"noise_scale is {noise_scale}; expected positive numbers")
+        data_dim, latent_dim = loadings.shape
+        model = cls(data_dim=data_dim, latent_dim=latent_dim, posterior=posterior)
+        with torch.no_grad():
+            model.generative.loadings.copy_(loadings)
+            shifted = noise_scale.double() - SMALLEST_STD
+            model.generative.noise.copy_(shifted.expm1().log())  # softplus, inverted
+        return model
+
     @property
     def loadings(self) -> Tensor:
         """W, (D, L)."""
@@ -125,6 +158,13 @@ class FactorAnalysis(LatentVariableModel):
         precision = self.identity + self.loadings.T @ scaled  # M, (L, L)
         mean = torch.linalg.solve(precision, scaled.T @ x.T).T  # (B, L)
         return MultivariateNormal(mean, precision_matrix=precision, validate_args=False)
+
+    def gap(self, x: Tensor) -> Tensor:
+        """log p(x) - ELBO(x) = KL(q(z | x) ‖ p(z | x)), exact: (B,) (``eq-fa-gap``).
+
+        Nats. The ELBO here is the exact one, that :meth:`elbo` estimates.
+        """
+        return kl_divergence(self.posterior(x), self.exact_posterior(x))
 
     def check(self, x: Tensor) -> None:
         check_batch(x, self.data_dim)

@@ -265,10 +265,10 @@ def factor_e_step(x: Tensor, params: FactorParameters) -> FactorPosterior:
     loadings, noise = params.loadings, params.noise_variance
     scaled = loadings / noise[:, None]  # Φ⁻¹ W: (D, L)
     identity = torch.eye(loadings.shape[1], dtype=x.dtype, device=x.device)
-    factor = torch.linalg.cholesky(identity + loadings.mT @ scaled)  # of G⁻¹: (L, L)
+    factor = torch.linalg.cholesky(identity + loadings.mT @ scaled)  # of Σ⁻¹: (L, L)
     centred = x - params.mean  # (N, D)
-    mean = torch.cholesky_solve((centred @ scaled).mT, factor).mT  # (N, L)
-    covariance = torch.cholesky_inverse(factor)  # G: (L, L)
+    mean = torch.cholesky_solve((centred @ scaled).mT, factor).mT  # V x: (N, L)
+    covariance = torch.cholesky_inverse(factor)  # Σ: (L, L)
     residual = centred - mean @ loadings.mT  # (N, D)
     distance = (residual.square() / noise).sum(-1) + mean.square().sum(-1)
     log_det = noise.log().sum() + 2 * factor.diagonal().log().sum()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
+import io
+import json
+from base64 import b64encode
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -10,8 +16,12 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 # Okabe and Ito's colours: distinct under every common form of colour blindness.
 COLORS = {
@@ -117,3 +127,106 @@ def ellipse(
     style = {"fill": False, "linewidth": 1.5} | style
     patch = Ellipse(tuple(map(float, mean)), width, height, angle=angle, **style)
     return ax.add_patch(patch)
+
+
+def player(frames: Sequence[Figure | bytes], captions: Sequence[str], alt: str) -> HTML:
+    """Frames that a reader steps through, on a static page and without a kernel.
+
+    One HTML output: pictures as data URIs, a slider and two buttons, a caption that
+    screen readers announce. It asks for nothing from outside. The controls are made
+    by its script: where scripts do not run, the first frame and its caption remain,
+    so a chapter shows the same frames side by side in a figure as well.
+
+    Args:
+        frames: matplotlib figures, all of one size (drawn and closed here), or PNGs.
+        captions: one line of plain text for each frame.
+        alt: what all frames show; each frame's caption is added to it.
+
+    Returns:
+        An ``IPython.display.HTML``, to end a cell with.
+
+    Raises:
+        ValueError: no frames, or as many captions as frames are not given.
+    """
+    from IPython.display import HTML
+
+    if not frames or len(frames) != len(captions):
+        raise ValueError(
+            f"player: {len(frames)} frames and {len(captions)} captions;"
+            " expected one caption for each frame, and at least one frame"
+        )
+    pictures = [f if isinstance(f, bytes) else _small_png(f) for f in frames]
+    uris = [f"data:image/png;base64,{b64encode(p).decode()}" for p in pictures]
+    name = (
+        "player-"
+        + hashlib.sha256("".join([*uris, *captions]).encode()).hexdigest()[:10]
+    )
+    count = len(frames)
+    lines = [f"Step {k} of {count}. {text}" for k, text in enumerate(captions, 1)]
+    first, described = html.escape(lines[0]), html.escape(f"{alt} {lines[0]}")
+    data = json.dumps({"frames": uris, "lines": lines, "alt": alt}).replace(
+        "<", "\\u003c"
+    )
+    return HTML(
+        f'<div id="{name}" role="group" aria-label="{html.escape(alt)}">\n'
+        f'<img src="{uris[0]}" alt="{described}" style="max-width:100%;height:auto">\n'
+        f'<p aria-live="polite" style="min-height:3.2em;margin:.3em 0">{first}</p>\n'
+        f"</div>\n<script>\n({_PLAYER_SCRIPT})('{name}', {data});\n</script>"
+    )
+
+
+def _small_png(figure: Figure) -> bytes:
+    """A figure as a PNG of few colours, a quarter of the usual size."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    picture = Image.open(buffer).convert("RGB").quantize(64)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+_PLAYER_SCRIPT = """\
+function (name, data) {
+  document.querySelectorAll("#" + name).forEach(function (box) {
+    if (box.dataset.ready) return;
+    box.dataset.ready = "yes";
+    const img = box.querySelector("img"), text = box.querySelector("p");
+    const bar = document.createElement("div");
+    bar.style.cssText = "display:flex;gap:.5em;align-items:center;max-width:40em";
+    const make = function (tag, label, style) {
+      const part = document.createElement(tag);
+      part.style.cssText = "color:inherit;" + style;
+      part.setAttribute("aria-label", label);
+      return bar.appendChild(part);
+    };
+    const look = "background:none;border:1px solid;border-radius:.4em;" +
+      "min-width:2.75em;min-height:2.75em;cursor:pointer;font:inherit";
+    const back = make("button", "Previous step", look);
+    const slide = make("input", "Step", "flex:1;min-width:6em;min-height:2.75em");
+    const next = make("button", "Next step", look);
+    back.textContent = "\\u25c0";
+    next.textContent = "\\u25b6";
+    back.type = next.type = "button";
+    slide.type = "range";
+    slide.min = 1;
+    slide.max = data.frames.length;
+    slide.value = 1;
+    const show = function () {
+      const k = slide.value - 1;
+      img.src = data.frames[k];
+      img.alt = data.alt + " " + data.lines[k];
+      text.textContent = data.lines[k];
+      slide.setAttribute("aria-valuetext", data.lines[k]);
+      back.disabled = k === 0;
+      next.disabled = k === data.frames.length - 1;
+    };
+    back.addEventListener("click", function () { slide.stepDown(); show(); });
+    next.addEventListener("click", function () { slide.stepUp(); show(); });
+    slide.addEventListener("input", show);
+    box.insertBefore(bar, text);
+    show();
+  });
+}"""

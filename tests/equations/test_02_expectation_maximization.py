@@ -273,6 +273,34 @@ def test_eq_em_monotone(seed):
     assert evidence[-1] > evidence[0] + 0.01
 
 
+@pytest.mark.parametrize("distance", [1.0, 3.0])
+def test_eq_em_rate(distance):
+    """The share of the second of two known Gaussians, by EM and by calculus."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(300)
+    x[:90] += distance
+    first, second = stats.norm(0, 1).pdf(x), stats.norm(distance, 1).pdf(x)
+
+    def step(share):
+        params = em.MixtureParameters(
+            torch.tensor([1 - share, share], dtype=torch.float64),
+            torch.tensor([[0.0], [distance]], dtype=torch.float64),
+            torch.ones(2, 1, dtype=torch.float64),
+        )
+        r = em.mixture_e_step(torch.tensor(x)[:, None], params).responsibilities
+        return r[:, 1].mean().item()
+
+    path = [0.9]
+    for _ in range(500):
+        path.append(step(path[-1]))
+    best = path[-1]
+    curvature = -np.mean(((second - first) / ((1 - best) * first + best * second)) ** 2)
+    rate = 1 - curvature / (-1 / (best * (1 - best)))
+    small = np.abs(np.array(path) - best)
+    n = int((small > 1e-6).sum())
+    assert small[n] / small[n - 1] == pytest.approx(rate, rel=1e-3)
+
+
 def test_eq_responsibilities(mixture):
     x, params = mixture
     joint = joint_densities(x, params)

@@ -134,3 +134,22 @@ def log_likelihood(
                 left -= count
             values.append(total - math.log(num_samples))
     return _estimate(torch.cat(values))
+
+
+def bits_per_pixel(elbo: float, pixels: int = 784, levels: int = 256) -> float:
+    """Bits that a code built from the model needs for a pixel, at most.
+
+    log2(levels) - ELBO / (pixels · log 2)  (``eq-bits-per-pixel``), for a density of
+    dequantised images scaled to [0, 1]. An image without any model takes log2(levels).
+
+    Args:
+        elbo: mean ELBO (or log p(x)), nats per image.
+        pixels: D.
+        levels: grey values of a pixel; 1 where ``elbo`` is the logarithm of a
+            probability, not of a density (binary images).
+
+    Example:
+        >>> round(bits_per_pixel(1788.41), 2)
+        4.71
+    """
+    return math.log2(levels) - elbo / (pixels * math.log(2))

@@ -35,6 +35,20 @@ COLORS = {
     "black": "#000000",
 }
 
+# Ten colours for the ten digits (Tol's "muted" and a grey); text labels go with them.
+DIGIT_COLORS = (
+    "#332288",
+    "#88CCEE",
+    "#44AA99",
+    "#117733",
+    "#999933",
+    "#DDCC77",
+    "#CC6677",
+    "#882255",
+    "#AA4499",
+    "#777777",
+)
+
 
 def book_style() -> None:
     """Set matplotlib's style for the book: opaque white, readable on a phone."""
@@ -230,3 +244,26 @@ function (name, data) {
     show();
   });
 }"""
+
+
+def digit_scatter(
+    points: Tensor | np.ndarray, labels: Tensor, ax: Axes | None = None, size: float = 4
+) -> Axes:
+    """Points in the plane, coloured by digit, each digit written at its median.
+
+    Args:
+        points: (N, 2).
+        labels: (N,) of 0..9.
+        ax: where to draw; a new figure if None.
+        size: of a point.
+    """
+    points, labels = np.asarray(points), np.asarray(labels)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.0, 5.0))
+    colors = np.array(DIGIT_COLORS)[labels]
+    ax.scatter(*points.T, s=size, c=colors, alpha=0.6, linewidths=0)
+    outline = {"boxstyle": "circle,pad=0.15", "fc": "white", "ec": "0.3", "alpha": 0.85}
+    for digit in np.unique(labels):
+        x, y = np.median(points[labels == digit], axis=0)
+        ax.text(x, y, str(digit), ha="center", va="center", bbox=outline)
+    return ax

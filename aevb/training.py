@@ -91,6 +91,7 @@ def fit(
     batch_size: int = 100,
     lr: float = 1e-3,
     schedule: str | Callable[[float], float] = "constant",
+    kl_warmup: float = 0.0,
     update: str = "both",
     estimator: Callable[..., ElboTerms] | None = None,
     record: Callable[[LatentVariableModel], dict[str, float]] | None = None,
@@ -119,6 +120,11 @@ def fit(
         lr: learning rate of Adam.
         schedule: ``"constant"``, ``"cosine"`` (constant for the first half, then down
             to zero), or a function from progress in [0, 1] to a factor of ``lr``.
+        kl_warmup: share of the training during which the KL term's weight rises from
+            0 to 1. It keeps latent coordinates from being switched off before the
+            decoder has learned to use them; what is maximised is the ELBO only after
+            it (Bowman et al., 2016; Sønderby et al., 2016). The history holds the
+            unweighted terms.
         update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step) or
             ``"generative"`` (only θ: an approximate M-step).
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
@@ -148,7 +154,7 @@ def fit(
         [1.0, 2.0]
     """
     device = choose_device(device)
-    _check_arguments(epochs, steps, every, lr, schedule, update)
+    _check_arguments(epochs, steps, every, lr, schedule, kl_warmup, update)
     schedule = SCHEDULES.get(schedule, schedule)
     kind = {"inputs": model.inputs, "device": device, "check": model.check}
     batches = Batches(train, batch_size=batch_size, shuffle=True, **kind)
@@ -161,6 +167,7 @@ def fit(
         batches=batches,
         estimator=estimator or type(model).elbo,
         learning_rate=lambda step: lr * schedule(step / total),
+        kl_weight=lambda step: min(1.0, step / (kl_warmup * total)) if kl_warmup else 1,
         update=update,
         settings={
             "epochs": epochs,
@@ -169,6 +176,7 @@ def fit(
             "batch_size": batch_size,
             "lr": lr,
             "schedule": schedule.__name__,
+            "kl_warmup": kl_warmup,
             "update": update,
             "seed": seed,
             "examples": batches.num_examples,
@@ -190,7 +198,7 @@ def fit(
     return run.history
 
 
-def _check_arguments(epochs, steps, every, lr, schedule, update) -> None:
+def _check_arguments(epochs, steps, every, lr, schedule, kl_warmup, update) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError(
             f"epochs is {epochs} and steps is {steps}; expected one of them"
@@ -207,6 +215,8 @@ def _check_arguments(epochs, steps, every, lr, schedule, update) -> None:
             f"schedule is {schedule!r}; expected one of {tuple(SCHEDULES)}, or a"
             " function"
         )
+    if not 0 <= kl_warmup <= 1:
+        raise ValueError(f"kl_warmup is {kl_warmup}; expected a share between 0 and 1")
     if update not in UPDATES:
         raise ValueError(f"update is {update!r}; expected one of {UPDATES}")
 
@@ -214,9 +224,12 @@ def _check_arguments(epochs, steps, every, lr, schedule, update) -> None:
 class _Run:
     """The state of one training: what a checkpoint holds, and how it moves on."""
 
-    def __init__(self, model, batches, estimator, learning_rate, update, settings):
+    def __init__(
+        self, model, batches, estimator, learning_rate, kl_weight, update, settings
+    ):
         self.model, self.batches, self.estimator = model, batches, estimator
-        self.learning_rate, self.settings = learning_rate, settings
+        self.learning_rate, self.kl_weight = learning_rate, kl_weight
+        self.settings = settings
         halves = {"inference": model.inference, "generative": model.generative}
         moving = halves.values() if update == "both" else [halves[update]]
         self.moving = [p for half in moving for p in half.parameters()]
@@ -251,7 +264,8 @@ class _Run:
                 group["lr"] = self.learning_rate(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             estimate = self.estimator(self.model, *batch)
-            (-estimate.elbo.mean()).backward()
+            loss = self.kl_weight(self.step) * estimate.kl - estimate.reconstruction
+            loss.mean().backward()
             self.optimizer.step()
             terms.append(torch.stack([part.detach().sum() for part in estimate]))
             self.step += 1

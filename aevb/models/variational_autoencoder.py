@@ -10,7 +10,7 @@ from torch.distributions import Independent
 
 from aevb.distributions import diagonal_normal
 from aevb.model import LatentVariableModel, check_batch
-from aevb.networks import MLP, GaussianHead, likelihood_head, positive
+from aevb.networks import MLP, GaussianHead, likelihood_head, linear, positive
 
 
 class SplitEncoder(nn.Module):
@@ -20,7 +20,7 @@ class SplitEncoder(nn.Module):
         super().__init__()
         self.mean, self.std = (
             nn.Sequential(
-                body := MLP(size, hidden, dropout), nn.Linear(body.features, latent)
+                body := MLP(size, hidden, dropout), linear(body.features, latent)
             )
             for _ in range(2)
         )

@@ -318,9 +318,9 @@ class _Run:
                 parameter.copy_(saved)
         error = Diverged(
             f"fit: {what} is not finite at step {step}, epoch"
-            f" {1 + (step - 1) // len(self.batches)}. The parameters of step {good} were"
-            f" put back. Try a smaller lr than {self.settings['lr']:g}, and check the"
-            " data's scale."
+            f" {1 + (step - 1) // len(self.batches)}. The parameters of step {good}"
+            f" were put back. Try a smaller lr than {self.settings['lr']:g}, and check"
+            " the data's scale."
         )
         error.history = self.history
         raise error

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from aevb.distributions import rsample
-from aevb.model import ElboTerms, LatentVariableModel
+from aevb.model import ElboTerms, LatentVariableModel, check_count
 
 
 def analytic_kl(
@@ -34,8 +34,10 @@ def analytic_kl(
         :class:`~aevb.model.ElboTerms`, nats, (B,) each; unbiased.
 
     Raises:
+        ValueError: num_samples < 1.
         NotImplementedError: torch knows no KL divergence for the pair.
     """
+    check_count("num_samples", num_samples)
     q_z = model.posterior(x, *condition)
     z = rsample(q_z, (num_samples,), generator)  # (L, B, latent)
     log_p = model.likelihood(z, *condition).log_prob(x)  # (L, B)
@@ -57,6 +59,7 @@ def fully_sampled(
     Arguments and result as for :func:`analytic_kl`; ``kl`` is an estimate and can be
     negative.
     """
+    check_count("num_samples", num_samples)
     q_z = model.posterior(x, *condition)
     z = rsample(q_z, (num_samples,), generator)  # (L, B, latent)
     log_p = model.likelihood(z, *condition).log_prob(x)  # (L, B)

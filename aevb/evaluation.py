@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from aevb.data import Batches
-from aevb.model import ElboTerms, LatentVariableModel
+from aevb.model import ElboTerms, LatentVariableModel, check_count
 
-BATCH_SIZE = 1000  # examples at a time; no result depends on it
+BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
 
 
 class Estimate(NamedTuple):
@@ -82,6 +82,9 @@ def elbo(
         num_samples: draws of z for each example.
         seed: of the draws.
 
+    Raises:
+        ValueError, TypeError: the data do not suit the model, or num_samples < 1.
+
     Example:
         >>> from aevb import data, models
         >>> model = models.FactorAnalysis()
@@ -116,8 +119,7 @@ def log_likelihood(
     Raises:
         ValueError: num_samples < 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
+    check_count("num_samples", num_samples)
     examples = 100
     values = []
     with _evaluating(model, seed) as generator:

@@ -62,7 +62,7 @@ class LatentVariableModel(nn.Module):
         """Raise an error if the model cannot take ``x``: called once, before training.
 
         Raises:
-            TypeError: not floating point.
+            TypeError: another dtype than the parameters have.
             ValueError: wrong shape, or values outside the likelihood's support.
         """
 
@@ -100,7 +100,11 @@ class LatentVariableModel(nn.Module):
 
         Their mean over K estimates the ELBO; the log of the mean of their exponentials
         estimates log p(x) from below (``eq-importance-weighted``).
+
+        Raises:
+            ValueError: num_samples < 1.
         """
+        check_count("num_samples", num_samples)
         q_z = self.posterior(x, *condition)
         z = rsample(q_z, (num_samples,), generator)  # (K, B, L)
         log_p = self.prior(*condition).log_prob(z)  # (K, B)
@@ -125,8 +129,20 @@ class LatentVariableModel(nn.Module):
         return p_x_given_z.mean if mean else rsample(p_x_given_z, (), generator)
 
 
-def check_batch(x: Tensor, size: int, head=None) -> None:
-    """Raise unless ``x`` is a float tensor (N, size) inside the head's support.
+def check_count(name: str, count: int) -> None:
+    """Raise unless ``count`` is at least 1.
+
+    Raises:
+        ValueError: says what was given and what is expected.
+    """
+    if count < 1:
+        raise ValueError(f"{name} is {count}; expected at least 1")
+
+
+def check_batch(
+    x: Tensor, size: int, head=None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raise unless ``x`` is (N, size) of ``dtype`` inside the head's support.
 
     Raises:
         TypeError, ValueError: say what was given and what is expected.
@@ -137,9 +153,11 @@ def check_batch(x: Tensor, size: int, head=None) -> None:
         ...
         ValueError: x has shape (2, 3); expected (N, 4) with N >= 1
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {given}; expected a tensor of floating point numbers")
+    if not isinstance(x, Tensor) or x.dtype != dtype:
+        given = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise TypeError(
+            f"x is {given}; expected a tensor of {dtype}, as the model's parameters are"
+        )
     if x.ndim != 2 or x.shape[1] != size or len(x) == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; expected (N, {size}) with N >= 1"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -155,7 +157,10 @@ def fit(
     """
     device = choose_device(device)
     _check_arguments(epochs, steps, every, lr, schedule, kl_warmup, update)
-    schedule = SCHEDULES.get(schedule, schedule)
+    if resume and checkpoint is None:
+        raise ValueError("resume is True and checkpoint is None; expected a file")
+    schedule = schedule if callable(schedule) else SCHEDULES[schedule]
+    estimator = estimator or type(model).elbo
     kind = {"inputs": model.inputs, "device": device, "check": model.check}
     batches = Batches(train, batch_size=batch_size, shuffle=True, **kind)
     if test is not None:
@@ -165,7 +170,7 @@ def fit(
     run = _Run(
         model=model.to(device),
         batches=batches,
-        estimator=estimator or type(model).elbo,
+        estimator=estimator,
         learning_rate=lambda step: lr * schedule(step / total),
         kl_weight=lambda step: min(1.0, step / (kl_warmup * total)) if kl_warmup else 1,
         update=update,
@@ -174,24 +179,25 @@ def fit(
             "steps": steps,
             "every": every,
             "batch_size": batch_size,
-            "lr": lr,
-            "schedule": schedule.__name__,
-            "kl_warmup": kl_warmup,
+            "lr": float(lr),
+            "schedule": _name(schedule),
+            "kl_warmup": float(kl_warmup),
             "update": update,
+            "estimator": _name(estimator),
             "seed": seed,
             "examples": batches.num_examples,
         },
     )
     gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpu), run.only_update():
-        torch.manual_seed(seed)
-        if resume and checkpoint is not None and Path(checkpoint).exists():
+        _seed(seed, device)
+        if resume and Path(checkpoint).exists():
             run.load(checkpoint)
         bar = tqdm(total=total, initial=run.step, unit="step", disable=not progress)
         with bar:
             while run.step < total:
-                terms = run.advance(min(stride, total - run.step), bar)
-                row = run.evaluate(terms, test, record)
+                terms, seen = run.advance(min(stride, total - run.step), bar)
+                row = run.evaluate(terms, seen, test, record)
                 bar.set_postfix({k: f"{row[k]:.2f}" for k in row if k.endswith("elbo")})
                 if checkpoint is not None:
                     run.save(checkpoint)
@@ -252,12 +258,12 @@ class _Run:
             self.iterator = iter(self.batches)
         return next(self.iterator)
 
-    def advance(self, count: int, bar) -> list[Tensor]:
-        """``count`` gradient steps; each one's size and summed terms, on the device."""
+    def advance(self, count: int, bar) -> tuple[list[Tensor], int]:
+        """``count`` gradient steps: each one's summed terms, and the examples seen."""
         start = time.perf_counter()
         self.last_good = [p.detach().clone() for p in self.moving]
         self.model.train()
-        terms = []
+        terms, seen = [], 0
         for _ in range(count):
             batch = self.next_batch()
             for group in self.optimizer.param_groups:
@@ -268,26 +274,24 @@ class _Run:
             loss.mean().backward()
             self.optimizer.step()
             terms.append(torch.stack([part.detach().sum() for part in estimate]))
+            seen += len(batch[0])
             self.step += 1
             bar.update()
         self.model.eval()
         self.seconds += time.perf_counter() - start
-        return terms
+        return terms, seen
 
-    def evaluate(self, terms: list[Tensor], test, record) -> dict[str, float]:
+    def evaluate(self, terms: list[Tensor], seen: int, test, record) -> dict:
         """Add a row to the history; raise if anything in it is not finite."""
         start = time.perf_counter()
         table = torch.stack(terms).double().cpu()  # (steps, 2): the one synchronisation
         self.check_finite(table)
-        first = self.step - len(terms)
-        sizes = [self.batch_length(s) for s in range(first, self.step)]
-        train = table.sum(0) / sum(sizes)
         row = {
             "step": self.step,
             "epoch": self.step / len(self.batches),
             "lr": self.learning_rate(self.step - 1),
         }
-        row |= _columns("train", *train.tolist())
+        row |= _columns("train", *(table.sum(0) / seen).tolist())
         if test is not None:
             values = evaluation.terms(self.model, test, seed=0)
             row |= _columns("test", *(part.double().mean() for part in values))
@@ -298,10 +302,6 @@ class _Run:
         row["seconds"] = self.seconds
         self.history.append(row)
         return row
-
-    def batch_length(self, step: int) -> int:
-        size = self.batches.batch_size
-        return min(size, self.batches.num_examples - step % len(self.batches) * size)
 
     def check_finite(self, table: Tensor) -> None:
         bad = (~table.isfinite()).nonzero()
@@ -345,7 +345,8 @@ class _Run:
             torch.save(state, partial)
             partial.replace(path)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             tqdm.write(
                 f"fit: could not write the checkpoint {path} ({error}); training goes"
                 " on, and the previous checkpoint, if any, is as it was"
@@ -353,12 +354,14 @@ class _Run:
 
     def load(self, path: str | os.PathLike) -> None:
         """Take over a checkpoint's state; no code in it is executed."""
-        state = torch.load(path, map_location=self.batches.device, weights_only=True)
-        for name, value in self.settings.items():
-            if state["settings"].get(name) != value:
+        state = _read_checkpoint(path, self.batches.device)
+        here = self.settings | _shapes(self.model.state_dict())
+        there = state["settings"] | _shapes(state["model"])
+        for name in here | there:
+            if here.get(name) != there.get(name):
                 raise ValueError(
-                    f"resume: {name} is {value!r}, and the checkpoint {path} was made"
-                    f" with {state['settings'].get(name)!r}; expected the same"
+                    f"resume: {name} is {here.get(name)!r}, and the checkpoint {path}"
+                    f" was made with {there.get(name)!r}; expected the same"
                 )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -372,6 +375,27 @@ class _Run:
             for _ in range(done):
                 next(self.iterator)
         _set_random_state(state["random"])
+
+
+def _read_checkpoint(path: str | os.PathLike, device: torch.device) -> dict:
+    """The state that :meth:`_Run.save` wrote: tensors, numbers and names alone.
+
+    Raises:
+        ValueError: the file is broken, or something else than a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"resume: {path} cannot be read as a checkpoint ({reason}); expected a file"
+            " that fit wrote. Nothing in it was executed."
+        ) from error
+    if not isinstance(state, dict) or not {"settings", "model"} <= state.keys():
+        raise ValueError(
+            f"resume: {path} holds no checkpoint; expected a file that fit wrote"
+        )
+    return state
 
 
 class _Frozen:
@@ -396,6 +420,23 @@ def _columns(prefix: str, reconstruction, kl) -> dict[str, float]:
         f"{prefix}_reconstruction": float(reconstruction),
         f"{prefix}_kl": float(kl),
     }
+
+
+def _shapes(parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {f"the shape of {k}": tuple(p.shape) for k, p in parameters.items()}
+
+
+def _name(function: Callable) -> str:
+    """What tells one function from another in a checkpoint's settings."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the CPU and this device; ``torch.manual_seed`` would seed all devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch.distributions import (
 from torch.nn import functional as F
 
 from aevb.distributions import diagonal_normal
-from aevb.model import LatentVariableModel, check_batch
+from aevb.model import LatentVariableModel, check_batch, check_count
 from aevb.networks import SMALLEST_STD, positive
 
 
@@ -80,9 +80,8 @@ class FactorAnalysis(LatentVariableModel):
         kinds = ("full", "diagonal", "fixed")
         if posterior not in kinds:
             raise ValueError(f"posterior is {posterior!r}; expected one of {kinds}")
-        for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
-            if size < 1:
-                raise ValueError(f"{name} is {size}; expected at least 1")
+        check_count("data_dim", data_dim)
+        check_count("latent_dim", latent_dim)
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.generative = LinearGaussian(data_dim, latent_dim)
         self.inference = LinearPosterior(data_dim, latent_dim, posterior)
@@ -145,12 +144,15 @@ class FactorAnalysis(LatentVariableModel):
         return self.inference(x)
 
     def evidence(self, x: Tensor) -> Tensor:
-        """log p(x) = log N(x; 0, W Wᵀ + Φ), exact, nats: (B,) (``eq-fa-marginal``)."""
-        zero = torch.zeros_like(self.noise_scale)
+        """log p(x) = log N(x; 0, W Wᵀ + Φ), exact, nats: (B,) (``eq-fa-marginal``).
+
+        Computed in float64, since small σ make it a difference of large numbers.
+        """
+        noise = self.noise_scale.double().square()
         marginal = LowRankMultivariateNormal(
-            zero, self.loadings, self.noise_scale.square(), validate_args=False
+            torch.zeros_like(noise), self.loadings.double(), noise, validate_args=False
         )
-        return marginal.log_prob(x)
+        return marginal.log_prob(x.double()).to(x.dtype)
 
     def exact_posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) = N(M⁻¹ Wᵀ Φ⁻¹ x, M⁻¹), M = I + Wᵀ Φ⁻¹ W (``eq-fa-posterior``)."""
@@ -167,4 +169,4 @@ class FactorAnalysis(LatentVariableModel):
         return kl_divergence(self.posterior(x), self.exact_posterior(x))
 
     def check(self, x: Tensor) -> None:
-        check_batch(x, self.data_dim)
+        check_batch(x, self.data_dim, dtype=self.loadings.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from aevb.distributions import diagonal_normal
-from aevb.model import LatentVariableModel, check_batch
+from aevb.model import LatentVariableModel, check_batch, check_count
 from aevb.networks import MLP, GaussianHead, likelihood_head, linear, positive
 
 
@@ -45,7 +45,8 @@ class VAE(LatentVariableModel):
         encoders: 1, a network with two heads, or 2, a network each for μ and σ.
 
     Raises:
-        ValueError: unknown likelihood; ``encoders`` other than 1 or 2; a size < 1.
+        ValueError: unknown likelihood; ``encoders`` other than 1 or 2; a size < 1;
+            ``dropout`` outside [0, 1).
 
     Example:
         >>> model = VAE(latent_dim=2, hidden=(64,), likelihood="bernoulli")
@@ -68,13 +69,12 @@ class VAE(LatentVariableModel):
         super().__init__()
         if encoders not in (1, 2):
             raise ValueError(f"encoders is {encoders}; expected 1 or 2")
-        for name, sizes in (
-            ("data_dim", [data_dim]),
-            ("latent_dim", [latent_dim]),
-            ("hidden", hidden),
-        ):
-            if any(size < 1 for size in sizes):
-                raise ValueError(f"{name} is {sizes}; expected sizes of at least 1")
+        check_count("data_dim", data_dim)
+        check_count("latent_dim", latent_dim)
+        if not isinstance(hidden, Sequence) or any(size < 1 for size in hidden):
+            raise ValueError(f"hidden is {hidden!r}; expected widths, as in (500, 500)")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; expected at least 0, less than 1")
         self.data_dim, self.latent_dim = data_dim, latent_dim
         decoder = MLP(latent_dim, tuple(reversed(hidden)), dropout)
         head = likelihood_head(likelihood, decoder.features, data_dim)
@@ -100,4 +100,5 @@ class VAE(LatentVariableModel):
         return self.inference(x)
 
     def check(self, x: Tensor) -> None:
-        check_batch(x, self.data_dim, self.generative[-1])
+        dtype = next(self.parameters()).dtype
+        check_batch(x, self.data_dim, self.generative[-1], dtype)

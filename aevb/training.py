@@ -171,7 +171,7 @@ def fit(
         model=model.to(device),
         batches=batches,
         estimator=estimator,
-        learning_rate=lambda step: lr * schedule(step / total),
+        learning_rate=lambda step: float(lr * schedule(step / total)),
         kl_weight=lambda step: min(1.0, step / (kl_warmup * total)) if kl_warmup else 1,
         update=update,
         settings={
@@ -184,7 +184,7 @@ def fit(
             "kl_warmup": float(kl_warmup),
             "update": update,
             "estimator": _name(estimator),
-            "seed": seed,
+            "seed": int(seed),
             "examples": batches.num_examples,
         },
     )
@@ -385,8 +385,10 @@ def _read_checkpoint(path: str | os.PathLike, device: torch.device) -> dict:
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors, numbers and names"
         raise ValueError(
             f"resume: {path} cannot be read as a checkpoint ({reason}); expected a file"
             " that fit wrote. Nothing in it was executed."

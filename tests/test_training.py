@@ -1,0 +1,729 @@
+"""Tests of aevb/training.py: the loop, its reproducibility, and what can go wrong."""
+
+import functools
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from aevb import data, estimators, evaluation, fit, models, training
+from aevb.model import ElboTerms
+from aevb.training import Diverged, History
+
+FA_TRAIN, FA_TEST = data.factor_analysis(n=250)
+IMAGES = data.digits("continuous")[0][:120]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("AEVB_DEVICE", "cpu")
+
+
+def new(kind="fa", seed=0):
+    """A model, always the same; ``vae`` has dropout."""
+    torch.manual_seed(seed)
+    if kind == "fa":
+        return models.FactorAnalysis()
+    return models.VAE(latent_dim=2, hidden=(8,), dropout=0.3)
+
+
+def run(model, train, **options):
+    return fit(model, train, **{"progress": False, "batch_size": 50} | options)
+
+
+def columns(history):
+    """Everything but the time it took."""
+    return {name: column for name, column in history.items() if name != "seconds"}
+
+
+def values(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+class Stop(Exception):
+    """Raised where a test stops a training."""
+
+
+# --- learning ---
+
+
+def test_factor_analysis_learns():
+    """The evidence rises from far below to that of the true parameters."""
+    model = new()
+    before = model.evidence(FA_TEST.x).mean().item()
+    history = run(
+        model,
+        FA_TRAIN,
+        test=FA_TEST,
+        steps=1500,
+        every=500,
+        lr=1e-2,
+        record=lambda model: {"evidence": model.evidence(FA_TEST.x).mean()},
+    )
+    truth = -4.0
+    assert before < truth - 1
+    assert history.evidence[-1] > truth - 0.2
+    assert history["evidence"] == sorted(history["evidence"])
+    assert history.step == [500, 1000, 1500] and history.epoch == [100, 200, 300]
+    assert abs(history.test_elbo[-1] - history.evidence[-1]) < 0.3
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", "continuous_bernoulli", "gaussian"]
+)
+def test_vae_learns(likelihood):
+    train, test = data.digits("binary" if likelihood == "bernoulli" else "continuous")
+    model = models.VAE(latent_dim=2, hidden=(32,), likelihood=likelihood, dropout=0.0)
+    history = run(model, train[:500], test=test[:100], epochs=4, lr=3e-3)
+    assert history.test_elbo == sorted(history.test_elbo)
+    assert history.test_elbo[-1] > history.test_elbo[0] + 10
+    assert history.train_elbo[-1] > history.train_elbo[0] + 10
+
+
+def test_one_step_is_one_step_of_adam():
+    """Against torch's own Adam on the same batch, noise and estimate."""
+    x = FA_TRAIN.x[:50]
+    ours, theirs = new(), new()
+    fixed = functools.partial(fixed_noise, seed=5)
+    run(ours, x, steps=1, lr=0.01, estimator=fixed)
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    (-fixed(theirs, x).elbo.mean()).backward()
+    optimizer.step()
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+def fixed_noise(model, x, seed):
+    """The ELBO with noise that does not depend on the order of the examples."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, generator=generator)
+    q = model.posterior(x)
+    z = q.mean + noise @ q.scale_tril[0].T
+    kl = torch.distributions.kl_divergence(q, model.prior())
+    return ElboTerms(model.likelihood(z).log_prob(x), kl)
+
+
+# --- the history ---
+
+
+def test_history_has_rows_and_columns():
+    history = run(new(), FA_TRAIN, test=FA_TEST, epochs=3)
+    terms = ("elbo", "reconstruction", "kl")
+    assert set(history) == {"step", "epoch", "seconds", "lr"} | {
+        f"{part}_{term}" for part in ("train", "test") for term in terms
+    }
+    assert history.step == [5, 10, 15] and history.epoch == [1, 2, 3]
+    assert history.lr == [1e-3] * 3
+    assert history.seconds == sorted(history.seconds) and history.seconds[0] > 0
+    assert all(type(x) is float for column in history.values() for x in column)
+    for part in ("train", "test"):
+        for elbo, reconstruction, kl in zip(
+            *(history[f"{part}_{term}"] for term in terms), strict=True
+        ):
+            assert elbo == pytest.approx(reconstruction - kl, abs=1e-6)
+    with pytest.raises(AttributeError, match=r"no column 'accuracy'; it has \['step'"):
+        _ = history.accuracy
+
+
+def test_history_of_steps():
+    history = run(new(), FA_TRAIN, steps=13, every=5)  # 5 steps an epoch
+    assert history.step == [5, 10, 13] and history.epoch == [1, 2, 2.6]
+
+
+def test_history_of_every_other_epoch():
+    assert run(new(), FA_TRAIN, epochs=5, every=2).epoch == [2, 4, 5]
+
+
+@pytest.mark.parametrize("source", ["tensor", "loader"])
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"steps": 7, "every": 4}])
+def test_training_terms_are_means_over_the_examples(source, options):
+    """Also where the last batch is smaller, and where a loader has its own size."""
+    x = FA_TRAIN.x[:103]
+    seen = []
+
+    def spy(model, batch):
+        seen.append(len(batch))
+        ones = torch.ones(len(batch)) + 0 * model.loadings.sum()
+        return ElboTerms(batch.sum(1).detach() * ones, 2 * ones)
+
+    train = x if source == "tensor" else DataLoader(TensorDataset(x), batch_size=20)
+    history = run(
+        new(),
+        train,
+        batch_size=20 if source == "tensor" else 100,
+        estimator=spy,
+        **options,
+    )
+    assert history.train_kl == [2.0, 2.0]
+    expected = [20, 20, 20, 20, 20, 3]
+    if "epochs" in options:
+        assert seen == expected * 2
+        mean = x.sum(1).double().mean().item()
+        assert history.train_reconstruction == pytest.approx([mean, mean], abs=1e-5)
+    else:
+        assert seen == [*expected, 20]
+
+
+def test_test_terms_are_those_of_evaluation():
+    model = new("vae")
+    history = run(model, IMAGES, test=IMAGES, epochs=1)
+    assert history.test_elbo[-1] == pytest.approx(evaluation.elbo(model, IMAGES).mean)
+
+
+def test_recorded_columns():
+    calls = []
+
+    def record(model):
+        assert not model.training and not torch.is_grad_enabled()
+        calls.append(model)
+        return {"calls": len(calls), "noise": model.noise_scale.mean()}
+
+    model = new()
+    history = run(model, FA_TRAIN, epochs=2, record=record)
+    assert history["calls"] == [1, 2] and calls == [model, model]
+    assert history.noise[-1] == pytest.approx(model.noise_scale.mean().item())
+
+
+# --- reproducibility ---
+
+SOURCES = {
+    "examples": IMAGES,  # the noise of the pixels is redrawn for every batch
+    "tensor": IMAGES.x,
+    "loader": DataLoader(TensorDataset(IMAGES.x), batch_size=50, shuffle=True),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_same_seed_same_history_to_the_last_digit(source):
+    results = []
+    for seed in (3, 3, 4):
+        model = new("vae")
+        torch.manual_seed(len(results))  # the global state does not matter
+        history = run(model, SOURCES[source], test=IMAGES, epochs=2, seed=seed)
+        results.append((columns(history), values(model)))
+    (one, parameters), (two, again), (other, _) = results
+    assert one == two and same(parameters, again)
+    assert one["train_elbo"] != other["train_elbo"]
+
+
+def test_how_often_it_looks_does_not_change_what_it_learns():
+    runs = [new("vae"), new("vae")]
+    run(runs[0], IMAGES, epochs=4, every=4)
+    run(runs[1], IMAGES, epochs=4, every=1, test=IMAGES)
+    assert same(values(runs[0]), values(runs[1]))
+
+
+def test_global_random_state_is_left_alone():
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    model = models.VAE(latent_dim=2, hidden=(8,))
+    torch.set_rng_state(torch_state)
+    run(model, IMAGES, test=IMAGES, epochs=1)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    with pytest.raises(Stop):
+        run(model, IMAGES, epochs=1, record=stop_at(1))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_noise_is_redrawn_in_every_epoch():
+    batches = []
+
+    def spy(model, x):
+        batches.append(x)
+        return model.elbo(x)
+
+    run(new("vae"), IMAGES[:50], epochs=2, estimator=spy)
+    first, second = (x.sum(1).sort().values for x in batches)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, second, rtol=0.02, atol=0)
+
+
+# --- stop and resume ---
+
+
+def stop_at(count, error=Stop):
+    """A ``record`` that raises at the given call."""
+    calls = []
+
+    def record(model):
+        calls.append(None)
+        if len(calls) == count:
+            raise error
+        return {}
+
+    return record
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 4}, {"steps": 10, "every": 2}],  # 3 steps an epoch: stops within one
+    ids=["at an epoch's end", "within an epoch"],
+)
+@pytest.mark.parametrize("update", ["both", "inference"])
+def test_stopped_and_resumed_is_the_same_as_never_stopped(
+    source, options, update, tmp_path
+):
+    options = options | {"test": IMAGES, "update": update, "kl_warmup": 0.7}
+    options["schedule"] = "cosine"
+    straight = new("vae")
+    history = run(straight, SOURCES[source], record=lambda model: {}, **options)
+    for stop in range(3, len(history.step) + 1):
+        path = tmp_path / f"{stop}.pt"
+        stopped = new("vae")
+        saved = {"checkpoint": path} | options
+        with pytest.raises(KeyboardInterrupt):
+            record = stop_at(stop, KeyboardInterrupt)
+            run(stopped, SOURCES[source], record=record, **saved)
+        resumed = new("vae", seed=99)  # its parameters come from the checkpoint
+        if update == "inference":
+            resumed.generative.load_state_dict(straight.generative.state_dict())
+        again = run(
+            resumed, SOURCES[source], record=lambda model: {}, resume=True, **saved
+        )
+        assert columns(again) == columns(history)
+        assert same(values(resumed), values(straight))
+
+
+def test_stopped_within_a_step_and_resumed(tmp_path):
+    """The evaluations so far are kept; what came after them is done again."""
+    path, calls = tmp_path / "run.pt", []
+
+    def interrupted(model, x):
+        calls.append(None)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return model.elbo(x)
+
+    interrupted.__qualname__ = estimator_name = "same"
+    plain = functools.partial(lambda model, x: model.elbo(x))
+    plain.__qualname__ = estimator_name
+    straight, model = new("vae"), new("vae")
+    history = run(straight, IMAGES, epochs=4, estimator=plain)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, IMAGES, epochs=4, estimator=interrupted, checkpoint=path)
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+    again = run(model, IMAGES, epochs=4, estimator=plain, checkpoint=path, resume=True)
+    assert columns(again) == columns(history) and same(values(model), values(straight))
+
+
+def test_resume_of_a_finished_run_does_nothing_more(tmp_path):
+    path, model = tmp_path / "deep" / "run.pt", new()
+    history = run(model, FA_TRAIN, epochs=2, checkpoint=path)
+    other = new(seed=7)
+    again = run(other, FA_TRAIN, epochs=2, checkpoint=path, resume=True)
+    assert again == history and same(values(other), values(model))
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path):
+    path, model = tmp_path / "run.pt", new()
+    history = run(model, FA_TRAIN, epochs=2, checkpoint=path, resume=True)
+    assert history.epoch == [1, 2] and path.exists()
+    with pytest.raises(ValueError, match="resume is True and checkpoint is None"):
+        run(model, FA_TRAIN, epochs=2, resume=True)
+
+
+def test_without_resume_a_checkpoint_is_written_anew(tmp_path):
+    path = tmp_path / "run.pt"
+    run(new(), FA_TRAIN, epochs=2, checkpoint=path)
+    assert run(new(), FA_TRAIN, epochs=1, checkpoint=path).epoch == [1]
+    assert run(new(), FA_TRAIN, epochs=1, checkpoint=path, resume=True).epoch == [1]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lr": 0.5}, "lr is 0.5, and the checkpoint .* was made with 0.001; expected"),
+        ({"batch_size": 25}, "batch_size is 25, and .* with 50"),
+        ({"seed": 1}, "seed is 1, and .* with 0"),
+        ({"epochs": 9}, "epochs is 9, and .* with 2"),
+        ({"update": "generative"}, "update is 'generative', and .* with 'both'"),
+        ({"schedule": "cosine"}, "schedule is 'cosine', and .* with 'constant'"),
+        ({"estimator": estimators.fully_sampled}, "estimator is 'fully_sampled', and"),
+        ({"train": FA_TRAIN[:100]}, "examples is 100, and .* with 250"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(change, message, tmp_path):
+    path = tmp_path / "run.pt"
+    run(new(), FA_TRAIN, epochs=2, checkpoint=path)
+    before, model = path.read_bytes(), new(seed=1)
+    untouched = values(model)
+    options = {"train": FA_TRAIN, "epochs": 2, "checkpoint": path} | change
+    with pytest.raises(ValueError, match=message):
+        run(model, options.pop("train"), resume=True, **options)
+    assert path.read_bytes() == before and same(values(model), untouched)
+
+
+def test_resume_with_another_model_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    run(new(), FA_TRAIN, epochs=1, checkpoint=path)
+    model = models.FactorAnalysis(latent_dim=3)
+    untouched = values(model)
+    expected = r"shape of generative.loadings is \(3, 3\), and .* with \(3, 2\)"
+    with pytest.raises(ValueError, match=expected):
+        run(model, FA_TRAIN, epochs=1, checkpoint=path, resume=True)
+    assert same(values(model), untouched)
+
+
+def test_a_numpy_learning_rate_can_be_resumed(tmp_path):
+    path = tmp_path / "run.pt"
+    options = {"epochs": 1, "lr": np.float64(1e-3), "checkpoint": path}
+    run(new(), FA_TRAIN, **options)
+    assert run(new(), FA_TRAIN, resume=True, **options).epoch == [1]
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_checkpoint_is_not_executed(tmp_path):
+    path, trap = tmp_path / "run.pt", tmp_path / "executed"
+    torch.save({"settings": Malicious(trap), "model": {}}, path)
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint .* executed"):
+        run(new(), FA_TRAIN, epochs=1, checkpoint=path, resume=True)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", ["garbage", "empty", "half", "something else"])
+def test_a_broken_checkpoint_is_refused(content, tmp_path):
+    path = tmp_path / "run.pt"
+    run(new(), FA_TRAIN, epochs=1, checkpoint=path)
+    whole = path.read_bytes()
+    if content == "something else":
+        torch.save([1, 2, 3], path)
+    else:
+        parts = {"garbage": b"garbage", "empty": b"", "half": whole[: len(whole) // 2]}
+        path.write_bytes(parts[content])
+    with pytest.raises(ValueError, match=r"run\.pt .*; expected a file that fit wrote"):
+        run(new(), FA_TRAIN, epochs=1, checkpoint=path, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    path, save, count = tmp_path / "run.pt", torch.save, []
+
+    def full_disk(state, file):
+        count.append(None)
+        if len(count) == 1:
+            return save(state, file)
+        file.write_bytes(b"only the beginning")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    model = new()
+    history = run(model, FA_TRAIN, epochs=3, checkpoint=path)
+    assert history.epoch == [1, 2, 3] and len(count) == 3
+    assert os.listdir(tmp_path) == ["run.pt"]
+    assert torch.load(path, weights_only=True)["step"] == 5
+    assert "No space left on device" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setenv("AEVB_DEVICE", "cpu")
+    again = new(seed=1)
+    run(again, FA_TRAIN, epochs=3, checkpoint=path, resume=True)
+    assert same(values(again), values(model))
+
+
+def test_a_checkpoint_that_cannot_be_written_at_all(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    path = tmp_path / "file" / "run.pt"
+    assert run(new(), FA_TRAIN, epochs=1, checkpoint=path).epoch == [1]
+    assert "could not write the checkpoint" in capsys.readouterr().out
+
+
+# --- update ---
+
+
+@pytest.mark.parametrize("kind", ["fa", "vae"])
+@pytest.mark.parametrize("update", ["both", "inference", "generative"])
+def test_update_moves_only_its_half(kind, update):
+    model = new(kind)
+    frozen = next(model.generative.parameters()), next(model.inference.parameters())
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    before = values(model)
+    run(model, FA_TRAIN if kind == "fa" else IMAGES, epochs=1, update=update)
+    after = values(model)
+    still = {
+        half
+        for half in ("generative", "inference")
+        if all(torch.equal(before[k], after[k]) for k in before if k.startswith(half))
+    }
+    expected = {"both": set(), "inference": {"generative"}, "generative": {"inference"}}
+    assert still == expected[update]
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert all(p.requires_grad for p in frozen)
+
+
+def test_flags_are_left_as_they_were_also_after_an_error():
+    model = new("vae")
+    model.generative[0][0].weight.requires_grad_(False)
+    before = values(model)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    for update in ("both", "inference", "generative"):
+        with pytest.raises(Stop):
+            run(model, IMAGES, epochs=1, update=update, record=stop_at(1))
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    name = "generative.0.0.weight"
+    assert torch.equal(values(model)[name], before[name])
+
+
+def test_a_half_that_cannot_move_is_refused():
+    model = new()
+    model.inference.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="update is 'inference', but no parameter of it"
+    ):
+        run(model, FA_TRAIN, epochs=1, update="inference")
+    run(model, FA_TRAIN, epochs=1, update="both")  # θ moves
+
+
+# --- the weight of the KL term ---
+
+
+def test_kl_warmup_raises_the_weight_from_0_to_1():
+    """The gradient of the loss tells the weight."""
+    weights = []
+
+    def estimator(model, x):
+        parameter = model.loadings.sum()
+        parameter.register_hook(lambda gradient: weights.append(gradient.item()))
+        return ElboTerms(0 * parameter * x[:, 0], parameter + 0 * x[:, 0])
+
+    history = run(new(), FA_TRAIN, steps=8, kl_warmup=0.5, estimator=estimator)
+    assert weights == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+    assert history.train_elbo[-1] == pytest.approx(-history.train_kl[-1])  # unweighted
+    weights.clear()
+    run(new(), FA_TRAIN, steps=3, estimator=estimator)
+    assert weights == pytest.approx([1, 1, 1])
+
+
+# --- learning rates ---
+
+
+def test_schedules():
+    assert [training.constant(t) for t in (0, 0.5, 1)] == [1, 1, 1]
+    found = [training.cosine(t) for t in (0, 0.25, 0.5, 0.75, 1)]
+    assert found == pytest.approx([1, 1, 1, 0.5, 0])
+    history = run(new(), FA_TRAIN, steps=8, lr=0.1, schedule="cosine")
+    expected = [0.1] * 5 + [0.05 * (1 + math.cos(math.pi * t / 4)) for t in (1, 2, 3)]
+    assert history.lr == pytest.approx(expected)
+
+
+def test_a_schedule_of_ones_own():
+    progress = []
+
+    def linear(t):
+        progress.append(t)
+        return 1 - t
+
+    history = run(new(), FA_TRAIN, steps=4, lr=0.1, schedule=linear)
+    assert history.lr == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert set(progress) == {0, 0.25, 0.5, 0.75}
+
+
+def test_any_callable_is_a_schedule(tmp_path):
+    half = functools.partial(lambda factor, t: factor, 0.5)
+    path = tmp_path / "run.pt"
+    history = run(new(), FA_TRAIN, steps=1, schedule=half, checkpoint=path)
+    assert history.lr == [5e-4]
+    options = {"steps": 1, "schedule": np.cos, "checkpoint": path}
+    history = run(new(), FA_TRAIN, **options)
+    assert run(new(), FA_TRAIN, resume=True, **options) == history
+
+
+def test_learning_rate_of_zero_moves_nothing():
+    model = new()
+    before = values(model)
+    run(model, FA_TRAIN, steps=3, schedule=lambda t: 0.0)
+    assert same(values(model), before)
+
+
+# --- what can go wrong ---
+
+
+def failing(step, term):
+    """An estimator whose term is NaN from the given step on."""
+    calls = []
+
+    def estimator(model, x):
+        calls.append(None)
+        terms = model.elbo(x)
+        if len(calls) >= step:
+            terms = terms._replace(**{term: getattr(terms, term) * math.nan})
+        return terms
+
+    return estimator
+
+
+@pytest.mark.parametrize("term", ElboTerms._fields)
+def test_nan_stops_and_names_epoch_step_and_term(term):
+    model, best = new(), {}
+    with pytest.raises(Diverged) as caught:
+        run(
+            model,
+            FA_TRAIN,
+            epochs=5,
+            estimator=failing(13, term),  # 5 steps an epoch: the third of epoch 3
+            record=lambda model: best.update(values(model)) or {},
+        )
+    message = str(caught.value)
+    assert f"the {term} term is not finite at step 13, epoch 3" in message
+    assert "parameters of step 10 were put back" in message and "0.001" in message
+    assert same(values(model), best)
+    assert caught.value.history.epoch == [1, 2]
+    assert not model.training and isinstance(caught.value, FloatingPointError)
+
+
+def test_too_large_a_learning_rate_is_named():
+    model = new()
+    before = values(model)
+    with pytest.raises(Diverged, match=r"step .* smaller lr than 1e\+30"):
+        run(model, FA_TRAIN, epochs=5, lr=1e30)
+    assert same(values(model), before)
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    """The terms of the last step are finite still; its gradient was not."""
+
+    def estimator(model, x):
+        terms = model.elbo(x)
+        zero = (model.loadings * 0).square().sum().sqrt()  # value 0, gradient NaN
+        return terms._replace(kl=terms.kl + zero)
+
+    with pytest.raises(Diverged, match="a parameter is not finite at step 1, epoch 1"):
+        run(new(), FA_TRAIN, steps=1, estimator=estimator)
+
+
+def test_divergence_leaves_the_last_checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    with pytest.raises(Diverged):
+        run(
+            new(),
+            FA_TRAIN,
+            epochs=5,
+            estimator=failing(13, "kl"),
+            checkpoint=path,
+        )
+    assert torch.load(path, weights_only=True)["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "epochs is None and steps is None; expected one of them"),
+        ({"epochs": 1, "steps": 1}, "epochs is 1 and steps is 1; expected one of them"),
+        ({"epochs": 0}, "epochs is 0; expected a whole number, at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
+        ({"steps": -3}, "steps is -3; expected a whole number"),
+        ({"epochs": 1, "every": 0}, "every is 0; expected a whole number"),
+        ({"epochs": 1, "batch_size": 0}, "batch_size is 0; expected a whole number"),
+        (
+            {"epochs": 1, "batch_size": 2.0},
+            "batch_size is 2.0; expected a whole number",
+        ),
+        ({"epochs": 1, "lr": 0}, "lr is 0; expected a positive number"),
+        ({"epochs": 1, "lr": -1e-3}, "lr is -0.001; expected a positive number"),
+        ({"epochs": 1, "lr": math.nan}, "lr is nan; expected a positive number"),
+        (
+            {"epochs": 1, "update": "theta"},
+            r"update is 'theta'; expected one of \('both",
+        ),
+        (
+            {"epochs": 1, "schedule": "linear"},
+            r"schedule is 'linear'; expected one of \('constant', 'cosine'\), or",
+        ),
+        ({"epochs": 1, "kl_warmup": -0.1}, "kl_warmup is -0.1; expected a share betwe"),
+        ({"epochs": 1, "kl_warmup": 2}, "kl_warmup is 2; expected a share between 0 and"),
+        ({"epochs": 1, "resume": True, "checkpoint": None}, "expected a file"),
+    ],
+)
+def test_arguments_are_checked_before_anything_happens(options, message, tmp_path):
+    model, path = new(), tmp_path / "deep" / "run.pt"
+    before = values(model)
+    with pytest.raises(ValueError, match=message):
+        run(model, FA_TRAIN, **{"checkpoint": path} | options)
+    assert same(values(model), before) and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    "x, error, message",
+    [
+        (torch.zeros(0, 784), ValueError, "the data is empty"),
+        (
+            torch.zeros(9, 783),
+            ValueError,
+            r"x has shape \(9, 783\); expected \(N, 784\)",
+        ),
+        (torch.zeros(9, 784).long(), TypeError, "x is torch.int64; expected"),
+        (torch.zeros(9, 784).double(), TypeError, "x is torch.float64; expected"),
+        (torch.zeros(9, 784).numpy(), TypeError, "data is a ndarray; expected"),
+        (torch.full((9, 784), 255.0), ValueError, "from 255 to 255 .* between 0 and 1"),
+        ((torch.zeros(9, 784), torch.zeros(8)), ValueError, r"lengths \[9, 8\]"),
+        ((torch.zeros(9, 784), torch.zeros(9)), ValueError, "gives 2 tensors"),
+        (
+            TensorDataset(torch.zeros(9, 784), torch.zeros(9)),
+            ValueError,
+            "gives 2 tens",
+        ),
+        (
+            TensorDataset(torch.zeros(9, 5)),
+            ValueError,
+            r"x has shape \(1, 5\); expected",
+        ),
+        (DataLoader([{"x": 1.0}]), TypeError, "x is a dict; expected a tensor"),
+    ],
+)
+def test_data_are_checked_before_anything_happens(part, x, error, message, tmp_path):
+    model, path = new("vae"), tmp_path / "run.pt"
+    before = values(model)
+    sets = {"train": IMAGES, "test": IMAGES} | {part: x}
+    with pytest.raises(error, match=message):
+        run(model, sets["train"], test=sets["test"], epochs=1, checkpoint=path)
+    assert same(values(model), before) and not path.exists()
+
+
+# --- devices and bars ---
+
+
+def test_device_is_given_or_found(monkeypatch):
+    assert training.choose_device("meta").type == "meta"
+    monkeypatch.setenv("AEVB_DEVICE", "meta")
+    assert training.choose_device().type == "meta"
+    assert training.choose_device("cpu").type == "cpu"
+    monkeypatch.setenv("AEVB_DEVICE", "")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    assert training.choose_device().type == found
+
+
+def test_progress_bar(capsys):
+    run(new(), FA_TRAIN, epochs=1, progress=True)
+    assert "5/5" in capsys.readouterr().err
+    run(new(), FA_TRAIN, epochs=1, progress=False)
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_model_is_left_in_evaluation_mode():
+    model = new("vae").train()
+    run(model, IMAGES, epochs=1)
+    assert not model.training
+
+
+def test_history_is_a_plain_dictionary_of_lists():
+    history = History()
+    history.append({"step": 1, "elbo": torch.tensor(2.5)})
+    history.append({"step": 2, "elbo": 3})
+    assert history == {"step": [1.0, 2.0], "elbo": [2.5, 3.0]}

@@ -128,7 +128,8 @@ class Portable(SphinxTransform):
         if math.get("label") or math.get("nowrap"):
             return
         text = math.astext().strip()
-        math.children = [nodes.Text(rf"\[{text}\]")]
+        math.clear()
+        math += nodes.Text(rf"\[{text}\]")
         math["nowrap"] = True
         name = take_name(math)
         for number in TAG.findall(text):
@@ -227,7 +228,9 @@ def link_mentions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 continue
             found = known.get((c.FAMILIES[m.kind], m.number))
             if found is None:
-                if m.strict or m.number.startswith(f"{own}."):
+                chapter = m.number.partition(".")[0]
+                elsewhere = m.kind == "Section" and ("Chapter", chapter) not in known
+                if (m.strict and not elsewhere) or chapter == own:
                     logger.warning(
                         "%s %s is mentioned but not defined",
                         m.kind,

@@ -102,6 +102,7 @@ def test_rule_notices(root, rule, index, old, new, expected):
 
 def test_unmentioned_equation(root):
     change(root, 3, "Theorem 7.1 with its equation (7.2) gives (7.1).", "Done.")
+    change(root, 3, "(by (7.2))", "(by a theorem)")
     assert "(7.2) eq-second-jensen is mentioned nowhere" in complaints(
         root, "every_equation_is_used"
     )

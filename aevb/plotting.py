@@ -266,4 +266,30 @@ def digit_scatter(
     for digit in np.unique(labels):
         x, y = np.median(points[labels == digit], axis=0)
         ax.text(x, y, str(digit), ha="center", va="center", bbox=outline)
+
+
+def graphical_model(ax: Axes, theta: str, phi: str = "") -> Axes:
+    """Draw z -> x in a plate over N examples, and q(z | x) dashed if ``phi`` is given.
+
+    Args:
+        theta: label of the generative parameters, which point to x.
+        phi: label of the inference parameters, which point to z; no q without it.
+    """
+    ax.set(xlim=(0, 4), ylim=(0, 2.6), aspect="equal")
+    ax.axis("off")
+    ax.add_patch(plt.Rectangle((0.75, 0.2), 1.5, 2.2, fill=False))
+    ax.text(2.18, 0.28, "N", ha="right", fontsize=9)
+    for y, name, face in [(1.9, "z", "white"), (0.75, "x", "0.85")]:
+        ax.add_patch(plt.Circle((1.4, y), 0.3, fc=face, ec="black"))
+        ax.text(1.4, y, name, ha="center", va="center", style="italic")
+    arrow = {"arrowstyle": "-|>", "color": COLORS["blue"], "lw": 1.5}
+    ax.annotate("", (1.4, 1.06), (1.4, 1.6), arrowprops=arrow)
+    ax.annotate("", (1.72, 0.75), (2.6, 0.75), arrowprops=arrow)
+    ax.text(2.7, 0.75, theta, va="center", color=COLORS["blue"])
+    if phi:
+        arrow |= {"color": COLORS["vermillion"], "ls": "--"}
+        ax.annotate("", (1.72, 1.9), (2.6, 1.9), arrowprops=arrow)
+        ax.text(2.7, 1.9, phi, va="center", color=COLORS["vermillion"])
+        arrow |= {"connectionstyle": "arc3,rad=0.4"}
+        ax.annotate("", (1.62, 1.67), (1.62, 0.97), arrowprops=arrow)
     return ax

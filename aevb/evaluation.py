@@ -63,9 +63,11 @@ def terms(
     model: LatentVariableModel, data, num_samples: int = 1, seed: int = 0
 ) -> ElboTerms:
     """The terms of the ELBO of each example: (N,) each; see :func:`elbo`."""
+    check_count("num_samples", num_samples)
+    examples = max(1, min(BATCH_SIZE, 20000 // num_samples))  # bounds the memory
     parts = []
     with _evaluating(model, seed) as generator:
-        for batch in _batches(model, data, BATCH_SIZE):
+        for batch in _batches(model, data, examples):
             parts.append(
                 model.elbo(*batch, num_samples=num_samples, generator=generator)
             )

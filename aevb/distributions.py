@@ -24,9 +24,9 @@ _SERIES_BELOW = 0.5
 
 def _polynomial(x: Tensor, *coefficients: float) -> Tensor:
     """c0 + c1 x + c2 x² + …, by Horner's rule."""
-    value = torch.full_like(x, coefficients[-1])
+    value = coefficients[-1]
     for c in reversed(coefficients[:-1]):
-        value = value * x + c
+        value = x * value + c
     return value
 
 

@@ -136,7 +136,7 @@ def test_sources_of_any_kind_and_size_of_batches_agree(model):
     for source in sources:
         found = evaluation.elbo(model, source, num_samples=100)
         assert len(found.values) == 300
-        assert abs(found.mean - expected) < 0.05
+        assert abs(found.mean - expected) < 0.13  # 4 standard errors
         order = np.corrcoef(found.values, reconstruction - kl)[0, 1]
         assert order > 0.7  # the examples stay in their order
         bound = evaluation.log_likelihood(model, source, num_samples=100)

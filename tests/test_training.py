@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from aevb import data, estimators, evaluation, fit, models, training
@@ -244,6 +245,48 @@ def test_noise_is_redrawn_in_every_epoch():
     first, second = (x.sum(1).sort().values for x in batches)
     assert not torch.equal(first, second)
     torch.testing.assert_close(first, second, rtol=0.02, atol=0)
+
+
+# --- speed, without a clock: `make benchmark` has one ---
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts the tensors that are turned into Python numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_a_number():
+    """A device need not be waited for before the evaluation: no ``.item()`` a step."""
+    counts = []
+    for steps in (10, 40):
+        with Synchronisations() as found:
+            run(new("vae"), IMAGES, steps=steps, every=steps)
+        counts.append(found.count)
+    assert counts[0] == counts[1] < 40
+
+
+def test_nothing_is_validated_in_the_loop():
+    """``torch.distributions`` would look at every number of every batch."""
+    seen = []
+
+    def estimator(model, x):
+        seen.extend([model.prior(), model.posterior(x), model.likelihood(x[:, :2])])
+        return model.elbo(x)
+
+    for likelihood in ("bernoulli", "continuous_bernoulli", "gaussian"):
+        model = models.VAE(latent_dim=2, hidden=(8,), likelihood=likelihood)
+        x = IMAGES.x.round() if likelihood == "bernoulli" else IMAGES.x
+        run(model, x, steps=1, estimator=estimator)
+    run(new(), FA_TRAIN, steps=1, estimator=estimator)
+    assert len(seen) == 12
+    for p in seen:
+        assert not p._validate_args
+        assert not getattr(p, "base_dist", p)._validate_args
 
 
 # --- stop and resume ---

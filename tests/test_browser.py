@@ -42,7 +42,7 @@ pytestmark = [
 WIDE = (
     "A wide formula and a wide table scroll inside their own boxes.\n\n"
     "$$\n" + " + ".join(f"x_{{{k}}}^2" for k in range(60)) + "\n$$\n\n"
-    "| " + " | ".join(f"column{k}" for k in range(30)) + " |\n"
+    "| | " + " | ".join(f"column{k}" for k in range(1, 30)) + " |\n"
     "|" + "---|" * 30 + "\n"
     "| " + " | ".join(f"value{k}" for k in range(30)) + " |\n\n"
     "`"

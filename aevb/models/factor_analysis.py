@@ -56,7 +56,9 @@ class FactorAnalysis(LatentVariableModel):
 
     Evidence and posterior have closed forms (``eq-fa-marginal``,
     ``eq-fa-posterior``), so that everything AEVB does can be compared with the truth.
-    With ``posterior="full"`` the family of q contains the exact posterior.
+    With ``posterior="full"`` the family of q contains the exact posterior
+    (``eq-fa-optimal-inference``). :meth:`elbo` is the estimator
+    ``eq-fa-elbo-estimator``, its ``kl`` the closed form ``eq-fa-kl``.
 
     Args:
         data_dim: D.
@@ -116,8 +118,9 @@ class FactorAnalysis(LatentVariableModel):
         model = cls(data_dim=data_dim, latent_dim=latent_dim, posterior=posterior)
         with torch.no_grad():
             model.generative.loadings.copy_(loadings)
-            shifted = noise_scale.double() - SMALLEST_STD
-            model.generative.noise.copy_(shifted.expm1().log())  # softplus, inverted
+            std = noise_scale.double() - SMALLEST_STD
+            raw = std + (-(-std).expm1()).log()  # softplus inverted: log(exp(std) - 1)
+            model.generative.noise.copy_(raw)
         return model
 
     @property

@@ -497,7 +497,7 @@ def test_identifiable_data_are_recovered():
 
 
 def test_from_parameters():
-    loadings, noise = torch.randn(5, 2), torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0])
+    loadings, noise = torch.randn(5, 2), torch.tensor([1e-3, 0.1, 1.0, 10.0, 1e4])
     model = models.FactorAnalysis.from_parameters(loadings, noise, posterior="diagonal")
     assert torch.equal(model.loadings, loadings)
     np.testing.assert_allclose(model.noise_scale.detach(), noise, rtol=1e-5)

@@ -293,6 +293,4 @@ def graphical_model(ax: Axes, theta: str, phi: str = "") -> Axes:
         ax.text(2.7, 1.9, phi, va="center", color=COLORS["vermillion"])
         arrow |= {"connectionstyle": "arc3,rad=0.4"}
         ax.annotate("", (1.62, 1.67), (1.62, 0.97), arrowprops=arrow)
-
-
     return ax

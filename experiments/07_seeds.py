@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -25,7 +25,12 @@ from aevb.notebook import budget, images
 from aevb.training import choose_device
 
 HERE = Path(__file__).resolve()
-OUT = HERE.parents[1] / "book" / "results" / "07_seeds.json"
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.stamps import script_sha256  # noqa: E402
+
+OUT = ROOT / "book" / "results" / "07_seeds.json"
 SETTINGS = {
     "likelihood": "bernoulli",
     "data": "stochastic",
@@ -36,7 +41,8 @@ SETTINGS = {
     "batch_size": 100,
     "lr": 1e-3,
     "schedule": "cosine",
-    "images": budget(500, fast=10),  # test images for log p(x)
+    "kl_warmup": 0.3,
+    "images": budget(250, fast=10),  # test images for log p(x)
     "k": budget(1000, fast=10),
 }
 
@@ -52,8 +58,8 @@ def run(seed: int, train, test) -> dict[str, float]:
         dropout=s["dropout"],
     )
     start = time.perf_counter()
-    options = {name: s[name] for name in ("epochs", "batch_size", "lr", "schedule")}
-    fit(model, train, seed=seed, **options)
+    names = ("epochs", "batch_size", "lr", "schedule", "kl_warmup")
+    fit(model, train, seed=seed, **{name: s[name] for name in names})
     seconds = time.perf_counter() - start
     terms = evaluation.terms(model, test)
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
@@ -72,12 +78,14 @@ def run(seed: int, train, test) -> dict[str, float]:
     }
 
 
-def stamp() -> dict[str, str]:
+def stamp(seconds: float) -> dict[str, str | float]:
     """Where the numbers come from."""
     return {
-        "script": hashlib.sha256(HERE.read_bytes()).hexdigest()[:16],
+        "script": HERE.relative_to(ROOT).as_posix(),
+        "code_sha256": script_sha256(HERE),
         "torch": torch.__version__,
         "device": str(choose_device()),
+        "seconds": round(seconds, 1),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
@@ -91,7 +99,7 @@ def main() -> None:
     if args.out.exists():
         old = json.loads(args.out.read_text())
         same = old.get("settings") == SETTINGS
-        if same and old["stamp"]["script"] == stamp()["script"]:
+        if same and old["stamp"]["code_sha256"] == script_sha256(HERE):
             runs = old["runs"]
     train, test = images(SETTINGS["data"])
     for seed in args.seeds:
@@ -99,7 +107,8 @@ def main() -> None:
             print(f"seed {seed}: there already")
             continue
         runs = sorted([*runs, run(seed, train, test)], key=lambda r: r["seed"])
-        result = {"stamp": stamp(), "settings": SETTINGS, "runs": runs}
+        seconds = sum(r["seconds"] for r in runs)
+        result = {"stamp": stamp(seconds), "settings": SETTINGS, "runs": runs}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         partial = args.out.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n")

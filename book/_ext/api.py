@@ -20,7 +20,7 @@ from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
 
 from tools import conventions as c
-from tools import repository
+from tools import equations, repository
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES: dict[str, tuple[str, int]] = {}  # full name -> file, line
@@ -130,6 +130,19 @@ class Package(SphinxDirective):
         yield ""
 
 
+class Equations(SphinxDirective):
+    """The table of equations, of the code that implements them, and of their tests."""
+
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir).parent
+        lines = equations.markdown(root).splitlines()
+        holder = nodes.Element()
+        self.state.nested_parse(
+            StringList(lines, source="equations"), self.content_offset, holder
+        )
+        return holder.children
+
+
 def source_of(domain: str, info: dict[str, str]) -> str | None:
     """The address of the lines that define a name."""
     found = LINES.get(f"{info.get('module')}.{info.get('fullname')}")
@@ -147,4 +160,5 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.setup_extension("sphinx.ext.linkcode")
     app.connect("config-inited", follow)
     app.add_directive("package", Package)
+    app.add_directive("equations", Equations)
     return {"version": "1", "parallel_read_safe": False}

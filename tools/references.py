@@ -91,7 +91,8 @@ def item(key: str, entry: Entry) -> str:
     elif "doi" in f:
         parts.append(f"[doi:{f['doi']}](https://doi.org/{f['doi']})")
     elif "url" in entry.fields:
-        parts.append(f"[online]({entry.fields['url']})")
+        url = entry.fields["url"]
+        parts.append(f"[{url.split('/')[2].removeprefix('www.')}]({url})")
     return "- " + " ".join(parts)
 
 

@@ -1,9 +1,9 @@
 """Exact expectation maximisation (EM): Gaussian mixtures and factor analysis.
 
 In these two models the posterior p(z | x) has a closed form, so that the E-step
-makes the evidence lower bound equal to the evidence, and the M-step that follows
-can only raise it (``eq-em-monotone``). Each model is an immutable record of its
-parameters and a handful of pure functions over it:
+(``eq-e-step``) makes the evidence lower bound equal to the evidence, and the M-step
+(``eq-m-step``) that follows can only raise it (``eq-em-monotone``). Each model is an
+immutable record of its parameters and a handful of pure functions over it:
 
 ===================  ==========================  =============================
                      Gaussian mixture            factor analysis
@@ -170,7 +170,8 @@ def mixture_elbo(
     """The ELBO for any q(z | x), in nats per example (``eq-elbo``).
 
     Σ_k q_k [log p(x, z = k) - log q_k], with 0 log 0 = 0. It equals the evidence
-    where q is the posterior, and lies below it everywhere else.
+    where q is the posterior and lies below it everywhere else (``eq-jensen``), by
+    the divergence from q to the posterior (``eq-elbo-decomposition``).
 
     Args:
         x: observations, (N, D).
@@ -390,8 +391,8 @@ class _ExactEM:
             x: observations, (N, D): a tensor, an array, or ``data.Examples``.
             max_iterations: the most iterations, each an M-step and an E-step.
             tolerance: stop when an iteration gains less than this, in nats per
-                example. EM slows down near its optimum: the remaining distance is
-                larger than the last gain.
+                example. EM slows down near its optimum (``eq-em-rate``): what is
+                still to come may be many times the last gain.
             seed: seed of the starting points.
             restarts: number of starting points; the best end point is kept.
             init: parameters to start from, instead of a random starting point.

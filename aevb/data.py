@@ -368,15 +368,17 @@ def gaussian_mixture(
     """
     if n < 1:
         raise ValueError(f"gaussian_mixture: n is {n}; expected at least 1")
-    weights = torch.tensor([0.5, 0.3, 0.2])
-    means = spread * torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.5, -2.5]])  # (3, 2)
+    real = {"dtype": torch.float32}  # the same draws under any default dtype
+    weights = torch.tensor([0.5, 0.3, 0.2], **real)
+    means = torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.5, -2.5]], **real)  # (3, 2)
     factors = torch.tensor(  # lower Cholesky factors of the covariances, (3, 2, 2)
-        [[[0.6, 0.0], [0.9, 0.5]], [[1.0, 0.0], [-0.7, 0.4]], [[0.5, 0.0], [0.0, 0.5]]]
+        [[[0.6, 0.0], [0.9, 0.5]], [[1.0, 0.0], [-0.7, 0.4]], [[0.5, 0.0], [0.0, 0.5]]],
+        **real,
     )
     g = torch.Generator().manual_seed(seed)
     y = torch.multinomial(weights, 2 * n, replacement=True, generator=g)  # (2n,)
-    noise = torch.randn(2 * n, 2, 1, generator=g)
-    x = means[y] + (factors[y] @ noise).squeeze(-1)  # (2n, 2)
+    noise = torch.randn(2 * n, 2, 1, generator=g, **real)
+    x = spread * means[y] + (factors[y] @ noise).squeeze(-1)  # (2n, 2)
     return Examples(x[:n], y[:n]), Examples(x[n:], y[n:])
 
 

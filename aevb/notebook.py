@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -74,11 +75,27 @@ def images(kind: str = "continuous") -> tuple[data.Examples, data.Examples]:
 
 
 def source(thing: object) -> None:
-    """Show the package's own code of a function, method or class as a code block."""
+    """Show the package's own code of a function, method or class as a code block.
+
+    Each docstring is cut to its first line: the reference has the rest.
+    """
     from IPython.display import Markdown, display
 
-    code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+    code = _short_docstrings(textwrap.dedent(inspect.getsource(thing)))
     display(Markdown(f"```python\n{code}\n```"))
+
+
+def _short_docstrings(code: str) -> str:
+    lines = code.rstrip().splitlines()
+    documented = ast.FunctionDef | ast.ClassDef
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    for node in sorted(nodes, key=lambda node: -node.lineno):  # from the last line up
+        if ast.get_docstring(node):
+            text = node.body[0]
+            if text.end_lineno > text.lineno:
+                lines[text.lineno - 1] = lines[text.lineno - 1].rstrip() + '"""'
+                del lines[text.lineno : text.end_lineno]
+    return "\n".join(lines)
 
 
 def fingerprint(chapter: str, **numbers: float) -> None:

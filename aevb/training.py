@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 
 from aevb import evaluation
 from aevb.data import Batches

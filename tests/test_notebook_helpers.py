@@ -87,6 +87,8 @@ def test_source_shows_the_packages_own_code(capsys, monkeypatch):
     assert markdown.data.endswith("\n```")
     notebook.source(models.VAE)
     assert "class VAE(LatentVariableModel):" in shown[1].data
+    assert '    """p(z) = N(0, I)."""\n' in shown[1].data
+    assert "Args:" not in shown[1].data  # docstrings end after their first line
 
 
 def test_fingerprint_prints_and_reports(capsys, tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ def test_a_good_book_has_no_complaints(root):
         ("mentions", 6, "Figure 7.1", "Chapter 5", "there is no Chapter 5"),
         ("mentions", 6, "Figure 7.1", "Lemma 7.1", "it is a Theorem"),
         ("mentions", 6, "Figure 7.1", "(eq-second-bound)", "still a name"),
+        ("no_numbers_in_code", 4, "1 + 1", "'Figure 7.1'", "in a string"),
         ("links", 6, "See", "[x](03-gone.ipynb)", "there is no 03-gone.ipynb"),
         ("links", 6, "See", "[x](references.md#nobody1900)", "no entry"),
         ("links", 6, "See", "[x](#eq-7-1)", "leads nowhere"),

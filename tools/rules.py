@@ -330,6 +330,15 @@ def mentions(chapter: Chapter) -> Iterator[str]:
                 yield f"cell {i}: {m.kind} {m.number} is mentioned; it is a {found}"
 
 
+@rule
+def no_numbers_in_code(chapter: Chapter) -> Iterator[str]:
+    """`make renumber` follows a mention in a comment, and none in a string."""
+    for i, cell in chapter.code:
+        for m in c.mentions(c.bare_code(cell.source)):
+            if m.strict and m.kind not in ("name", "Chapter"):
+                yield f"cell {i}: {m.kind} {m.number} is mentioned in a string"
+
+
 def mentionable(cell: Any) -> str:
     """The running text of a cell, less the numbers that define something."""
     if cell.cell_type == "markdown":

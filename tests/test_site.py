@@ -80,10 +80,10 @@ def test_every_page_is_there():
 
 def test_nothing_is_loaded_from_outside(folder, pages):
     bad = [
-        (p.name, u)
+        (p.name, u[:80])
         for p, x in pages.items()
         for u in x.loads
-        if "//" in u.split("?")[0]
+        if "//" in u.split("?")[0] and not u.startswith("data:")
     ]
     assert not bad
     for path in folder.rglob("*.css"):
@@ -250,12 +250,11 @@ def test_the_same_notebook_reads_in_nbconvert(tmp_path, template):
     for path in paths:
         body, _ = exporter.from_filename(str(path))
         visible = re.sub(r"(?s)<!--.*?-->|<(script|style).*?</\1>|<[^>]*>", "", body)
+        assert "&lt;!--" not in visible, f"{path.name} shows a comment"
         for d in rules.Chapter(path, path.parents[1]).definitions:
-            if d.name:
-                assert d.name not in visible
             if d.kind == "Equation":
-                assert f"\\tag{{{d.number}}}" in visible
-        assert "&lt;!--" not in body
+                tag = f"\\tag{{{d.number}}}"
+                assert visible.count(tag) == 1, f"{path.name}: {tag}"
 
 
 def test_command_says_where(tmp_path, capsys):

@@ -46,8 +46,7 @@ serve: book ## the site on localhost (PORT=8000)
 test: $(FULL)/.made lint ## lint, every notebook in fast mode, unit tests, strict site and its tests
 	$(FULL)/bin/python -m pytest -q -n $(JOBS) book
 	@$(FULL)/bin/python -m tools.site
-	$(FULL)/bin/python -m pytest -q -n $(JOBS) -m "not timing" aevb tests
-	$(FULL)/bin/python -m pytest -q -m timing tests || test $$? -eq 5
+	$(FULL)/bin/python -m pytest -q -n $(JOBS) aevb tests
 
 lint: $(FULL)/.made ## ruff, over scripts and notebooks
 	$(FULL)/bin/ruff check .

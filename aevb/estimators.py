@@ -19,7 +19,7 @@ def analytic_kl(
 ) -> ElboTerms:
     """Reconstruction by sampling, KL divergence in closed form.
 
-    (1/L) Σ_l log p(x | z_l) - KL(q(z | x) ‖ p(z)),  z_l ~ q(z | x) reparameterised
+    (1/S) Σ_s log p(x | z_s) - KL(q(z | x) ‖ p(z)),  z_s ~ q(z | x) reparameterised
 
     (``eq-vae-elbo-estimator``; the second estimator of Kingma and Welling, 2014).
 
@@ -27,7 +27,7 @@ def analytic_kl(
         model: its prior and posterior must have a closed-form KL divergence in torch.
         x: (B, D).
         condition: what a conditional model takes behind x.
-        num_samples: L.
+        num_samples: S.
         generator: for the draws; the global one if None.
 
     Returns:
@@ -39,8 +39,8 @@ def analytic_kl(
     """
     check_count("num_samples", num_samples)
     q_z = model.posterior(x, *condition)
-    z = rsample(q_z, (num_samples,), generator)  # (L, B, latent)
-    log_p = model.likelihood(z, *condition).log_prob(x)  # (L, B)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, L)
+    log_p = model.likelihood(z, *condition).log_prob(x)  # (S, B)
     return ElboTerms(log_p.mean(0), kl_divergence(q_z, model.prior(*condition)))
 
 
@@ -53,7 +53,7 @@ def fully_sampled(
 ) -> ElboTerms:
     """Everything by sampling: needs densities only, no closed-form divergence.
 
-    (1/L) Σ_l [log p(x | z_l) + log p(z_l) - log q(z_l | x)],  z_l ~ q(z | x)
+    (1/S) Σ_s [log p(x | z_s) + log p(z_s) - log q(z_s | x)],  z_s ~ q(z | x)
 
     (``eq-vae-elbo-fully-sampled``; the first estimator of Kingma and Welling, 2014).
     Arguments and result as for :func:`analytic_kl`; ``kl`` is an estimate and can be
@@ -61,7 +61,7 @@ def fully_sampled(
     """
     check_count("num_samples", num_samples)
     q_z = model.posterior(x, *condition)
-    z = rsample(q_z, (num_samples,), generator)  # (L, B, latent)
-    log_p = model.likelihood(z, *condition).log_prob(x)  # (L, B)
-    kl = q_z.log_prob(z) - model.prior(*condition).log_prob(z)  # (L, B)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, L)
+    log_p = model.likelihood(z, *condition).log_prob(x)  # (S, B)
+    kl = q_z.log_prob(z) - model.prior(*condition).log_prob(z)  # (S, B)
     return ElboTerms(log_p.mean(0), kl.mean(0))

@@ -77,7 +77,7 @@ class LatentVariableModel(nn.Module):
 
         Args:
             x: (B, D).
-            num_samples: L, draws of z for each example.
+            num_samples: S, draws of z for each example.
             generator: for the draws; the global one if None.
 
         Returns:

@@ -273,23 +273,34 @@ def test_eq_importance_weighted(vae, x):
     assert bound < exact - 4 * error
 
 
-def chapter_class(name: str):
-    """A class as the chapter defines it."""
+def chapter_classes() -> dict:
+    """The classes as the chapter defines them."""
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    (source,) = (c.source for c in cells if c.source.startswith(f"class {name}("))
     epsilon = torch.finfo(torch.float32).eps
     scope = {
+        "torch": torch,
         "models": models,
         "ContinuousBernoulli": ContinuousBernoulli,
         "Independent": Independent,
         "limit": math.log((1 - epsilon) / epsilon),
     }
-    exec(source, scope)
-    return scope[name]
+    for cell in cells:
+        if cell.cell_type == "code" and cell.source.startswith("class "):
+            exec(cell.source, scope)
+    return scope
+
+
+def test_the_chapters_clamp_lets_gradients_back_in_only():
+    clamp = chapter_classes()["Clamp"]
+    logits = torch.tensor([-30.0, -30.0, 5.0, 5.0, 30.0, 30.0], requires_grad=True)
+    slope = torch.tensor([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])  # of a loss
+    (passed,) = torch.autograd.grad(clamp.apply(logits), logits, slope)
+    # descent moves against the slope: -30 rises where the slope is negative
+    assert passed.tolist() == [-1.0, 0.0, -1.0, 1.0, 0.0, 1.0]
 
 
 def test_eq_torch_clamp(vae):
-    clamped = chapter_class("ClampedVAE")(
+    clamped = chapter_classes()["ClampedVAE"](
         data_dim=12, latent_dim=3, hidden=(16, 8), dropout=0.0
     ).double()
     clamped.load_state_dict(vae.state_dict())

@@ -60,8 +60,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [linear(inputs, width), nn.ReLU(inplace=True)]
-            if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+            layers.append(nn.Dropout(dropout))  # also for 0: same names of weights
             inputs = width
         super().__init__(*layers)
         self.features = inputs

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -96,6 +97,41 @@ def _short_docstrings(code: str) -> str:
                 lines[text.lineno - 1] = lines[text.lineno - 1].rstrip() + '"""'
                 del lines[text.lineno : text.end_lineno]
     return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence], digits: int = 4) -> None:
+    """Show words and numbers as a Markdown table.
+
+    Args:
+        header: names of the columns.
+        rows: a string or a number for each column; numbers get ``digits`` decimals.
+    """
+    from IPython.display import Markdown, display
+
+    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1)]
+    for row in rows:
+        lines.append([v if isinstance(v, str) else f"{v:.{digits}f}" for v in row])
+    display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
+
+
+def study(name: str) -> dict:
+    """The stored result of ``experiments/<name>.py``: stamp, settings and runs.
+
+    A study takes longer than a reader should wait; its script makes the result again.
+    It lies in ``book/results/`` and is installed with the package.
+
+    Raises:
+        FileNotFoundError: no such study.
+    """
+    package = Path(aevb.__file__).parent
+    folders = (package.parent / "book" / "results", package / "results")
+    for folder in folders:
+        if (path := folder / f"{name}.json").exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+    raise FileNotFoundError(
+        f"study: no result called {name!r}; expected one of a script"
+        f" in experiments/, as {name}.json in book/results/"
+    )
 
 
 def fingerprint(chapter: str, **numbers: float) -> None:

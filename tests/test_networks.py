@@ -32,7 +32,8 @@ def test_mlp_layers():
     ]
     assert mlp[2].p == 0.25 and mlp.features == 4
     assert mlp(torch.zeros(2, 3, 7)).shape == (2, 3, 4)
-    assert nn.Dropout not in map(type, networks.MLP(7, (5,)))
+    with_dropout = networks.MLP(7, (5,), dropout=0.5)  # its weights have the same names
+    assert networks.MLP(7, (5,)).state_dict().keys() == with_dropout.state_dict().keys()
 
 
 def test_mlp_without_hidden_layers_is_the_identity():

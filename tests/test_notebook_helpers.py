@@ -114,3 +114,9 @@ def test_fingerprint_without_a_folder_only_prints(capsys, tmp_path, monkeypatch)
     notebook.fingerprint("x", elbo=math.pi)
     assert capsys.readouterr().out == "elbo: 3.14159\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_is_found_by_its_name():
+    assert set(notebook.study("07_seeds")) == {"stamp", "settings", "runs"}
+    with pytest.raises(FileNotFoundError, match="no result called '99_none'"):
+        notebook.study("99_none")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aevb.data import Batches
+from aevb.distributions import rsample
 from aevb.model import ElboTerms, LatentVariableModel, check_count
 
 BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
@@ -135,6 +136,50 @@ def log_likelihood(
                     *batch, num_samples=count, generator=generator
                 )  # (count, B)
                 total = torch.logaddexp(total, log_w.double().logsumexp(0))
+                left -= count
+            values.append(total - math.log(num_samples))
+    return _estimate(torch.cat(values))
+
+
+def naive_log_likelihood(
+    model: LatentVariableModel, data, num_samples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Estimate of log p(x) from draws of the prior: for few latent dimensions only.
+
+    log (1/S) Σ_s p(x | z_s),  z_s ~ p(z)  (``eq-naive-monte-carlo``). The estimate of
+    p(x) is unbiased; its logarithm is too small in expectation, and by far so where
+    few of the draws explain x. :func:`log_likelihood` draws where the weights are.
+
+    Args:
+        data: as for :func:`elbo`; no conditions.
+        num_samples: S, draws of z for each example.
+        seed: of the draws.
+
+    Returns:
+        :class:`Estimate`; its standard error covers the spread over examples.
+
+    Raises:
+        ValueError: num_samples < 1.
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis.from_parameters(data.LOADINGS, data.NOISE)
+        >>> x = data.factor_analysis()[1].x[:5]
+        >>> error = naive_log_likelihood(model, x, 20000).values - model.evidence(x)
+        >>> bool(error.abs().max() < 0.2)
+        True
+    """
+    check_count("num_samples", num_samples)
+    values = []
+    with _evaluating(model, seed) as generator:
+        for (x,) in _batches(model, data, 100):
+            total = x.new_full((len(x),), -math.inf, dtype=torch.float64)
+            left = num_samples
+            while left:
+                count = min(left, 1000)
+                z = rsample(model.prior(), (count, len(x)), generator)  # (S, B, L)
+                log_p = model.likelihood(z).log_prob(x)  # (S, B)
+                total = torch.logaddexp(total, log_p.double().logsumexp(0))
                 left -= count
             values.append(total - math.log(num_samples))
     return _estimate(torch.cat(values))

@@ -128,7 +128,8 @@ def fit(
             it (Bowman et al., 2016; Sønderby et al., 2016). The history holds the
             unweighted terms.
         update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step) or
-            ``"generative"`` (only θ: an approximate M-step).
+            ``"generative"`` (only θ: an approximate M-step, ``eq-m-step-gradient``,
+            on mini-batches, ``eq-mini-batch-gradient``).
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
             maximise; ``model.elbo`` if None.
         record: ``record(model)`` gives more numbers to keep at each evaluation.

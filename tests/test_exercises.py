@@ -99,6 +99,17 @@ def test_functions(function):
     assert "shape" in function(lambda q, p: kl(q, p).mean()).message
 
 
+def test_a_foreseen_wrong_function_may_overflow():
+    big = torch.tensor([1.0, 2.0]).double() * 1000
+    check = FunctionCheck(
+        lambda t: t.logsumexp(0),
+        inputs=[(big,)],
+        wrong=[(lambda t: t.exp().sum().log(), "It overflows.")],
+    )
+    assert repr(check(lambda t: t.exp().sum().log())) == "It overflows."
+    assert "finite" in check(lambda t: -t.exp().sum().log()).message
+
+
 def test_functions_that_do_not_run(function):
     def stub(q, p):
         raise NotImplementedError("your code here")

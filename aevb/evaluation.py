@@ -176,7 +176,7 @@ def naive_log_likelihood(
             total = x.new_full((len(x),), -math.inf, dtype=torch.float64)
             left = num_samples
             while left:
-                count = min(left, 1000)
+                count = min(left, 100)  # 100 x 100 x D numbers at a time
                 z = rsample(model.prior(), (count, len(x)), generator)  # (S, B, L)
                 log_p = model.likelihood(z).log_prob(x)  # (S, B)
                 total = torch.logaddexp(total, log_p.double().logsumexp(0))

@@ -129,7 +129,7 @@ def fit(
             unweighted terms.
         update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step) or
             ``"generative"`` (only θ: an approximate M-step, ``eq-m-step-gradient``,
-            on mini-batches, ``eq-mini-batch-gradient``).
+            on mini-batches, ``eq-m-step-mini-batch``).
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
             maximise; ``model.elbo`` if None.
         record: ``record(model)`` gives more numbers to keep at each evaluation.

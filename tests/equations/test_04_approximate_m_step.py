@@ -224,6 +224,8 @@ def test_eq_evidence_change(case):
 def test_eq_m_step_guarantee(case):
     theta, _, q = case
     rng = np.random.default_rng(1)
+    gap = (evidence(theta) - bound(theta, q)).item()
+    assert gap == pytest.approx(divergence(theta, q), abs=1e-12)
     slack = []
     for _ in range(200):
         other = theta + torch.tensor(rng.standard_normal(5))

@@ -43,7 +43,7 @@ def _estimate(values: Tensor) -> Estimate:
 @contextmanager
 def _evaluating(model: LatentVariableModel, seed: int) -> Iterator[torch.Generator]:
     """Evaluation mode, no gradients, and a generator of its own on the device."""
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device  # or has it none?
     training = model.training
     model.eval()
     try:
@@ -203,10 +203,22 @@ class GridPosterior(NamedTuple):
         return self.probabilities[outer].sum(0)
 
     def _log_prob(self, q: Distribution) -> Tensor:
-        """log q at every point: (P^L, B); raises where the grid cannot carry q."""
-        like = q.mean
-        log_q = q.log_prob(self.points[:, None, :].to(like.dtype)).double()
-        log_q = log_q.expand_as(self.log_density)
+        """log q at every point: (P^L, B)."""
+        points = self.points[:, None, :].to(q.mean.dtype)  # (P^L, 1, L)
+        return q.log_prob(points).double()
+
+    def reverse_kl(self, q: Distribution) -> Tensor:
+        """KL(q ‖ p(z | x)), the gap of the ELBO of q, nats: (B,).
+
+        By the sum over the grid (``eq-variational-problem``).
+
+        Args:
+            q: batch shape (B,), or one that broadcasts with it: many q for one example.
+
+        Raises:
+            ValueError: the grid is too narrow or too coarse for q.
+        """
+        log_q = self._log_prob(q)
         total = log_q.exp().sum(0) * self.cell
         if not ((total - 1).abs() < 1e-3).all():
             worst = total[(total - 1).abs().argmax()].item()
@@ -214,27 +226,16 @@ class GridPosterior(NamedTuple):
                 f"q sums to {worst:.4g} on the grid; expected 1: the grid is too narrow"
                 " for q, or too coarse"
             )
-        return log_q
-
-    def reverse_kl(self, q: Distribution) -> Tensor:
-        """KL(q ‖ p(z | x)), the gap of the ELBO of q, nats: (B,).
-
-        By the sum over the grid (``eq-variational-problem``).
-
-        Raises:
-            ValueError: the grid is too narrow or too coarse for q.
-        """
-        log_q = self._log_prob(q)
         return (log_q.exp() * (log_q - self.log_density)).sum(0) * self.cell
 
     def forward_kl(self, q: Distribution) -> Tensor:
         """KL(p(z | x) ‖ q), nats: (B,) (``eq-forward-kl``).
 
-        Raises:
-            ValueError: the grid is too narrow or too coarse for q.
+        Args:
+            q: as for :meth:`reverse_kl`.
         """
-        log_q = self._log_prob(q)
-        return (self.probabilities * (self.log_density - log_q)).sum(0)
+        gap = self.log_density - self._log_prob(q)
+        return (self.probabilities * gap).sum(0)
 
 
 def grid_posterior(

@@ -15,6 +15,7 @@ from aevb.data import Batches
 from aevb.model import ElboTerms, LatentVariableModel, check_count
 
 BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
+_GRID_NUMBERS = 4_000_000  # that a grid computes at a time; bounds the memory
 
 
 class Estimate(NamedTuple):
@@ -197,7 +198,7 @@ class GridPosterior(NamedTuple):
 
     @property
     def edge(self) -> Tensor:
-        """(B,), probability of the outermost points: small if the grid is wide enough."""
+        """(B,), probability of the outermost points: large if the grid is too small."""
         limits = torch.stack([axis[[0, -1]] for axis in self.axes])  # (L, 2)
         outer = (self.points[:, :, None] == limits).any(-1).any(-1)  # (P^L,)
         return self.probabilities[outer].sum(0)
@@ -281,7 +282,7 @@ def grid_posterior(
     axis = torch.linspace(low, high, points, dtype=torch.float64, device=x.device)
     grid = torch.cartesian_prod(*[axis] * size).view(-1, size)  # (P^L, L)
     cell = ((high - low) / (points - 1)) ** size
-    at_once = max(1, 4_000_000 // x.numel())  # bounds the memory
+    at_once = max(1, _GRID_NUMBERS // x.numel())
     parts = []
     with _evaluating(model, seed=0):
         for some in grid.split(at_once):

@@ -125,12 +125,12 @@ def fit_per_point(
     num_samples: int = 8,
     seed: int = 0,
 ) -> PerPointPosterior:
-    """The best Gaussian for each example by itself, θ fixed: an E-step without a network.
+    """The best Gaussian for each example by itself, θ fixed: one E-step, no network.
 
     Adam on the ELBO of each example (``eq-per-point-objective``) with fresh draws at
-    each step and a learning rate that falls to zero along a parabola. The examples share
-    nothing: none is fitted differently because of the others. The optimum is a local
-    one; ``start`` decides which.
+    each step and a learning rate that falls to zero along a parabola. The examples
+    share nothing: none is fitted differently because of the others. The optimum is a
+    local one; ``start`` decides which.
 
     Args:
         model: with a continuous z; in evaluation mode while this runs. Nothing in it is

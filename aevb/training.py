@@ -127,8 +127,9 @@ def fit(
             decoder has learned to use them; what is maximised is the ELBO only after
             it (Bowman et al., 2016; Sønderby et al., 2016). The history holds the
             unweighted terms.
-        update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step) or
-            ``"generative"`` (only θ: an approximate M-step).
+        update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step,
+            ``eq-amortised-objective``) or ``"generative"`` (only θ: an approximate
+            M-step).
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
             maximise; ``model.elbo`` if None.
         record: ``record(model)`` gives more numbers to keep at each evaluation.

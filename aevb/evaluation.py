@@ -162,7 +162,7 @@ def bits_per_pixel(elbo: float, pixels: int = 784, levels: int = 256) -> float:
 
 
 class GridPosterior(NamedTuple):
-    """The exact posteriors of some examples on a grid over z; see `grid_posterior`.
+    """The exact posteriors of some examples on a grid over z: :func:`grid_posterior`.
 
     Attributes:
         axes: the grid's coordinates, one (P,) for each of the L dimensions.

@@ -382,6 +382,8 @@ def test_eq_per_point_family():
     for n in range(2):
         p = stats.multivariate_normal(mean[n].numpy(), factors[n] @ factors[n].T)
         assert full().log_prob(where)[n].item() == pytest.approx(p.logpdf(z))
+        covariance = full().covariance_matrix[n].detach()
+        np.testing.assert_allclose(covariance, factors[n] @ factors[n].T, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", inference.FAMILIES)

@@ -84,16 +84,16 @@ def analytic_entropy(
 ) -> ElboTerms:
     """Joint density by sampling, entropy of the posterior in closed form.
 
-    (1/L) Σ_l [log p(x | z_l) + log p(z_l)] + H(q(z | x)),  z_l ~ q(z | x)
+    (1/S) Σ_s [log p(x | z_s) + log p(z_s)] + H(q(z | x)),  z_s ~ q(z | x)
 
     (``eq-sgvb-entropy``). Arguments and result as for :func:`analytic_kl`; the prior
     needs a density only. ``kl`` is an estimate and can be negative.
     """
     check_count("num_samples", num_samples)
     q_z = model.posterior(x, *condition)
-    z = rsample(q_z, (num_samples,), generator)  # (L, B, latent)
-    log_p = model.likelihood(z, *condition).log_prob(x)  # (L, B)
-    log_prior = model.prior(*condition).log_prob(z)  # (L, B)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, L)
+    log_p = model.likelihood(z, *condition).log_prob(x)  # (S, B)
+    log_prior = model.prior(*condition).log_prob(z)  # (S, B)
     return ElboTerms(log_p.mean(0), -q_z.entropy() - log_prior.mean(0))
 
 
@@ -108,9 +108,9 @@ def score_function(
     """Values as by :func:`fully_sampled`; the gradient in φ by the score function.
 
     No gradient passes through a draw, so z may be discrete. The gradient in φ is
-    (1/L) Σ_l (f_l - b_l) ∇ log q(z_l | x) with f = log p(x, z) - log q(z | x)
+    (1/S) Σ_s (f_s - b_s) ∇ log q(z_s | x) with f = log p(x, z) - log q(z | x)
     (``eq-score-function-gradient``; REINFORCE, Williams, 1992), and the same holds for
-    each of the two terms by itself. With ``baseline="leave-one-out"``, b_l is the mean
+    each of the two terms by itself. With ``baseline="leave-one-out"``, b_s is the mean
     of f over the other draws (``eq-leave-one-out``); otherwise it is zero.
 
     Args:
@@ -131,8 +131,8 @@ def score_function(
     if baseline == "leave-one-out" and num_samples < 2:
         raise ValueError("baseline is 'leave-one-out'; expected num_samples >= 2")
     q_z = model.posterior(x, *condition)
-    z = rsample(q_z, (num_samples,), generator).detach()  # (L, B, latent)
-    log_q = q_z.log_prob(z)  # (L, B), and so are all terms below
+    z = rsample(q_z, (num_samples,), generator).detach()  # (S, B, L)
+    log_q = q_z.log_prob(z)  # (S, B), and so are all terms below
     log_p = model.likelihood(z, *condition).log_prob(x)
     kl = log_q.detach() - model.prior(*condition).log_prob(z)
     log_p = _with_score(log_p, log_q, baseline)

@@ -197,7 +197,10 @@ def gradient_samples(
         return functional_call(shell, state, (x, *condition)).mean()
 
     gradients = vmap(
-        grad(mean_elbo), in_dims=(None, 0), randomness="different", chunk_size=chunk_size
+        grad(mean_elbo),
+        in_dims=(None, 0),
+        randomness="different",
+        chunk_size=chunk_size,
     )
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(seed)

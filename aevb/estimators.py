@@ -107,7 +107,8 @@ def score_function(
 ) -> ElboTerms:
     """Values as by :func:`fully_sampled`; the gradient in φ by the score function.
 
-    No gradient passes through a draw, so z may be discrete. The gradient in φ is
+    No gradient passes through a draw, so z may be discrete. The gradient in θ is that
+    of log p(x, z) at the draws (``eq-aevb-gradient-theta``). The gradient in φ is
     (1/S) Σ_s (f_s - b_s) ∇ log q(z_s | x) with f = log p(x, z) - log q(z | x)
     (``eq-score-function-gradient``; REINFORCE, Williams, 1992), and the same holds for
     each of the two terms by itself. With ``baseline="leave-one-out"``, b_s is the mean

@@ -127,9 +127,10 @@ def fit(
             decoder has learned to use them; what is maximised is the ELBO only after
             it (Bowman et al., 2016; Sønderby et al., 2016). The history holds the
             unweighted terms.
-        update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step,
-            ``eq-amortised-objective``) or ``"generative"`` (only θ: an approximate
-            M-step, ``eq-m-step-gradient``, on mini-batches, ``eq-m-step-mini-batch``).
+        update: ``"both"`` (AEVB, ``eq-aevb-update``), ``"inference"`` (only φ: an
+            approximate E-step, ``eq-amortised-objective``) or ``"generative"`` (only θ:
+            an approximate M-step, ``eq-m-step-gradient``, on mini-batches,
+            ``eq-m-step-mini-batch``).
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
             maximise; ``model.elbo`` if None.
         record: ``record(model)`` gives more numbers to keep at each evaluation.

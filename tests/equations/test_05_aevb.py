@@ -1,5 +1,6 @@
 """The numbered equations of chapter 5, each against an independent oracle."""
 
+import copy
 import math
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from scipy import integrate, stats
 from torch.distributions import MultivariateNormal, Normal, Uniform
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from aevb import estimators, models
+from aevb import estimators, fit, models
 from aevb.distributions import rsample
+from aevb.model import ElboTerms
 
 NORMAL = stats.multivariate_normal
 S = 4
@@ -377,7 +380,48 @@ def test_eq_reparameterised_variance(case):
     assert variance == pytest.approx(a**2 * sigma**2, rel=1e-9)
 
 
-def test_eq_minibatch_variance():
+def test_eq_aevb_update(model, x):
+    """Three steps of fit against Adam by hand, with one gradient for θ and φ.
+
+    The gradient is a central difference of the exact mean ELBO in all parameters; a
+    second half that moved only after the first one would be off by lr² in step two.
+    """
+
+    def exact(model, x):
+        value = model.evidence(x) - model.gap(x)
+        return ElboTerms(value, torch.zeros_like(value))
+
+    twin = copy.deepcopy(model)
+    parameters = list(twin.parameters())
+    start = parameters_to_vector(parameters).detach()
+
+    def objective(vector):
+        vector_to_parameters(vector, parameters)
+        with torch.no_grad():
+            return exact(twin, x).elbo.mean()
+
+    def slope(vector, width=1e-5):
+        rows = width * torch.eye(len(vector)).double()
+        pairs = [(objective(vector + r), objective(vector - r)) for r in rows]
+        return torch.stack([up - down for up, down in pairs]) / (2 * width)
+
+    place, first, second, lr = start, 0, 0, 0.05
+    for t in range(1, 4):
+        g = slope(place)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        scale = (second / (1 - 0.999**t)).sqrt() + 1e-8
+        place = place + lr * first / (1 - 0.9**t) / scale
+    how = {"steps": 3, "batch_size": len(x), "lr": lr, "estimator": exact}
+    fit(model, x, progress=False, device="cpu", **how)
+    reached = parameters_to_vector(model.parameters()).detach()
+    free = slope(start).abs() > 1e-6  # what is above a triangle never moves
+    assert free.sum() >= 16
+    assert (reached - start)[free].abs().min() > lr / 10
+    assert torch.allclose(reached[free], place[free], atol=1e-6)
+    assert torch.equal(reached[~free], start[~free])
+
+
+def test_eq_variance_at_cost():
     """A made-up G(x, e) = x + (1 + x²) e, whose two variances are known."""
     g = torch.Generator().manual_seed(0)
     n, batch, samples = 200_000, 5, 3
@@ -385,7 +429,8 @@ def test_eq_minibatch_variance():
     e = torch.randn(n, batch, samples, generator=g).double()
     estimates = (x + (1 + x**2) * e).mean((1, 2))
     between, within = 1 / 12, 1 + 2 / 3 + 1 / 5  # Var[x], E[(1 + x²)²]
-    wanted = (between + within / samples) / batch
+    cost = batch * samples
+    wanted = (samples * between + within) / cost
     assert estimates.var().item() == pytest.approx(wanted, rel=0.015)
 
 

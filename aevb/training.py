@@ -105,6 +105,7 @@ def fit(
 ) -> History:
     """Maximise the mean ELBO over the examples by Adam: the AEVB algorithm.
 
+    The objective is ``eq-aevb-objective``, estimated on one mini-batch a step.
     The model and the data are moved to the device and the model stays there, in
     evaluation mode. Same seed and same device give the same history to the last
     digit; the global random state is left as it was.

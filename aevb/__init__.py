@@ -4,7 +4,16 @@ Importing it changes no global state and imports neither matplotlib nor IPython;
 :mod:`aevb.plotting` and :mod:`aevb.notebook` are imported where they are needed.
 """
 
-from aevb import data, distributions, em, estimators, evaluation, models, networks
+from aevb import (
+    data,
+    distributions,
+    em,
+    estimators,
+    evaluation,
+    inference,
+    models,
+    networks,
+)
 from aevb import model as model
 from aevb.training import fit
 
@@ -18,6 +27,7 @@ __all__ = [
     "estimators",
     "evaluation",
     "fit",
+    "inference",
     "model",
     "models",
     "networks",

@@ -222,8 +222,9 @@ def rsample(
     """Draw from ``distribution``, reparameterised where it can be, with a generator.
 
     ``torch.distributions`` draws from the global generator only. This function draws
-    from ``generator``, or from the global one where that is None. Where no
-    reparameterisation exists (Bernoulli, Categorical) the draw carries no gradient.
+    from ``generator``, or from the global one where that is None. The gradient of a
+    draw is that of ``eq-reparameterised-gradient``; where no reparameterisation exists
+    (Bernoulli, Categorical) the draw carries none.
 
     Args:
         distribution: Normal, MultivariateNormal, Bernoulli, Categorical,

@@ -1,10 +1,16 @@
-"""Estimators of the ELBO of each example, written over distributions."""
+"""Estimators of the ELBO of each example and of its gradient.
+
+Written over distributions: no estimator knows which model it serves.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.func import functional_call, grad, vmap
 
 from aevb.distributions import rsample
 from aevb.model import ElboTerms, LatentVariableModel, check_count
@@ -21,7 +27,8 @@ def analytic_kl(
 
     (1/S) Σ_s log p(x | z_s) - KL(q(z | x) ‖ p(z)),  z_s ~ q(z | x) reparameterised
 
-    (``eq-vae-elbo-estimator``; the second estimator of Kingma and Welling, 2014).
+    (``eq-sgvb-analytic-kl``, for the VAE ``eq-vae-elbo-estimator``; the second
+    estimator of Kingma and Welling, 2014).
 
     Args:
         model: its prior and posterior must have a closed-form KL divergence in torch.
@@ -55,7 +62,8 @@ def fully_sampled(
 
     (1/S) Σ_s [log p(x | z_s) + log p(z_s) - log q(z_s | x)],  z_s ~ q(z | x)
 
-    (``eq-vae-elbo-fully-sampled``; the first estimator of Kingma and Welling, 2014).
+    (``eq-sgvb-fully-sampled``, for the VAE ``eq-vae-elbo-fully-sampled``; the first
+    estimator of Kingma and Welling, 2014).
     Arguments and result as for :func:`analytic_kl`; ``kl`` is an estimate and can be
     negative.
     """
@@ -65,3 +73,148 @@ def fully_sampled(
     log_p = model.likelihood(z, *condition).log_prob(x)  # (S, B)
     kl = q_z.log_prob(z) - model.prior(*condition).log_prob(z)  # (S, B)
     return ElboTerms(log_p.mean(0), kl.mean(0))
+
+
+def analytic_entropy(
+    model: LatentVariableModel,
+    x: Tensor,
+    *condition: Tensor,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """Joint density by sampling, entropy of the posterior in closed form.
+
+    (1/S) Σ_s [log p(x | z_s) + log p(z_s)] + H(q(z | x)),  z_s ~ q(z | x)
+
+    (``eq-sgvb-entropy``). Arguments and result as for :func:`analytic_kl`; the prior
+    needs a density only. ``kl`` is an estimate and can be negative.
+    """
+    check_count("num_samples", num_samples)
+    q_z = model.posterior(x, *condition)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, L)
+    log_p = model.likelihood(z, *condition).log_prob(x)  # (S, B)
+    log_prior = model.prior(*condition).log_prob(z)  # (S, B)
+    return ElboTerms(log_p.mean(0), -q_z.entropy() - log_prior.mean(0))
+
+
+def score_function(
+    model: LatentVariableModel,
+    x: Tensor,
+    *condition: Tensor,
+    num_samples: int = 1,
+    baseline: str = "none",
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """Values as by :func:`fully_sampled`; the gradient in φ by the score function.
+
+    No gradient passes through a draw, so z may be discrete. The gradient in θ is that
+    of log p(x, z) at the draws (``eq-aevb-gradient-theta``). The gradient in φ is
+    (1/S) Σ_s (f_s - b_s) ∇ log q(z_s | x) with f = log p(x, z) - log q(z | x)
+    (``eq-score-function-gradient``; REINFORCE, Williams, 1992), and the same holds for
+    each of the two terms by itself. With ``baseline="leave-one-out"``, b_s is the mean
+    of f over the other draws (``eq-leave-one-out``); otherwise it is zero.
+
+    Args:
+        baseline: ``"none"`` or ``"leave-one-out"``; the rest is as for
+            :func:`analytic_kl`.
+
+    Returns:
+        :class:`~aevb.model.ElboTerms`; ``kl`` is an estimate and can be negative.
+
+    Raises:
+        ValueError: unknown ``baseline``; ``"leave-one-out"`` with fewer than 2 samples.
+    """
+    check_count("num_samples", num_samples)
+    if baseline not in ("none", "leave-one-out"):
+        raise ValueError(
+            f"baseline is {baseline!r}; expected 'none' or 'leave-one-out'"
+        )
+    if baseline == "leave-one-out" and num_samples < 2:
+        raise ValueError("baseline is 'leave-one-out'; expected num_samples >= 2")
+    q_z = model.posterior(x, *condition)
+    z = rsample(q_z, (num_samples,), generator).detach()  # (S, B, L)
+    log_q = q_z.log_prob(z)  # (S, B), and so are all terms below
+    log_p = model.likelihood(z, *condition).log_prob(x)
+    kl = log_q.detach() - model.prior(*condition).log_prob(z)
+    log_p = _with_score(log_p, log_q, baseline)
+    return ElboTerms(log_p.mean(0), _with_score(kl, log_q, baseline).mean(0))
+
+
+def _with_score(f: Tensor, log_q: Tensor, baseline: str) -> Tensor:
+    """f + 0, where the zero has the gradient (f - b) ∇ log q."""
+    weight = f.detach()
+    if baseline == "leave-one-out":
+        others = (weight.sum(0) - weight) / (len(weight) - 1)
+        weight = weight - others
+    score = weight * log_q
+    return f + score - score.detach()
+
+
+def gradient_samples(
+    model: LatentVariableModel,
+    estimator: Callable[..., ElboTerms],
+    x: Tensor,
+    draws: int,
+    *condition: Tensor,
+    update: str = "both",
+    seed: int = 0,
+    chunk_size: int | None = None,
+    **options,
+) -> Tensor:
+    """The estimated gradient of the mean ELBO of a batch, many times over.
+
+    All draws are computed at once (:func:`torch.func.vmap`); each has noise of its own.
+
+    Args:
+        model: left as it is; its parameters receive no ``grad``.
+        estimator: ``estimator(model, x, **options)`` gives :class:`ElboTerms`.
+        x: (B, D), the same batch for every draw.
+        draws: number of gradients.
+        update: the parameters to differentiate in, ``"both"``, ``"inference"`` or
+            ``"generative"``.
+        seed: of the noise; the global random state is left as it was.
+        chunk_size: draws at a time, to save memory; all of them if None.
+        options: for the estimator, such as ``num_samples``.
+
+    Returns:
+        (draws, P), one flattened gradient a row, in the order of
+        ``model.named_parameters()`` without those that do not move.
+
+    Raises:
+        ValueError: ``draws < 1``; unknown ``update``.
+    """
+    check_count("draws", draws)
+    prefixes = {"both": "", "inference": "inference.", "generative": "generative."}
+    if update not in prefixes:
+        raise ValueError(f"update is {update!r}; expected one of {tuple(prefixes)}")
+    moving, fixed = {}, dict(model.named_buffers())
+    for name, p in model.named_parameters():
+        moves = p.requires_grad and name.startswith(prefixes[update])
+        (moving if moves else fixed)[name] = p.detach()
+
+    def mean_elbo(parameters: dict[str, Tensor], _: Tensor) -> Tensor:
+        shell = _Call(model, estimator, options)
+        state = {f"model.{k}": v for k, v in (fixed | parameters).items()}
+        return functional_call(shell, state, (x, *condition)).mean()
+
+    gradients = vmap(
+        grad(mean_elbo),
+        in_dims=(None, 0),
+        randomness="different",
+        chunk_size=chunk_size,
+    )
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(seed)
+        parts = gradients(moving, torch.empty(draws))
+    return torch.cat([part.flatten(1) for part in parts.values()], 1)
+
+
+class _Call(torch.nn.Module):
+    """An estimator as the ``forward`` that ``functional_call`` asks for."""
+
+    def __init__(self, model, estimator, options):
+        super().__init__()
+        self.model, self.estimator, self.options = model, estimator, options
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.estimator(self.model, *batch, **self.options).elbo

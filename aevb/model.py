@@ -121,6 +121,8 @@ class LatentVariableModel(nn.Module):
     ) -> Tensor:
         """n draws of x from the model: z ~ p(z), then x ~ p(x | z); (n, D).
 
+        The order of the story that the model tells (``eq-ancestral-sampling``).
+
         Args:
             mean: return E[x | z] in place of the draw of x.
             generator: on the model's device; the global one if None.

@@ -105,6 +105,7 @@ def fit(
 ) -> History:
     """Maximise the mean ELBO over the examples by Adam: the AEVB algorithm.
 
+    The objective is ``eq-aevb-objective``, estimated on one mini-batch a step.
     The model and the data are moved to the device and the model stays there, in
     evaluation mode. Same seed and same device give the same history to the last
     digit; the global random state is left as it was.
@@ -127,8 +128,10 @@ def fit(
             decoder has learned to use them; what is maximised is the ELBO only after
             it (Bowman et al., 2016; Sønderby et al., 2016). The history holds the
             unweighted terms.
-        update: ``"both"`` (AEVB), ``"inference"`` (only φ: an approximate E-step) or
-            ``"generative"`` (only θ: an approximate M-step).
+        update: ``"both"`` (AEVB, ``eq-aevb-update``), ``"inference"`` (only φ: an
+            approximate E-step, ``eq-amortised-objective``) or ``"generative"`` (only θ:
+            an approximate M-step, ``eq-m-step-gradient``, on mini-batches,
+            ``eq-m-step-mini-batch``).
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
             maximise; ``model.elbo`` if None.
         record: ``record(model)`` gives more numbers to keep at each evaluation.

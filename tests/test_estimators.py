@@ -1,13 +1,22 @@
-"""Tests of aevb/estimators.py: two estimators of one quantity."""
+"""Tests of aevb/estimators.py: several estimators of one quantity."""
 
 import pytest
 import torch
-from torch.distributions import Independent, Laplace
+from torch.distributions import Bernoulli, Independent, Laplace
 
 from aevb import data, models
-from aevb.estimators import analytic_kl, fully_sampled
+from aevb.estimators import (
+    analytic_entropy,
+    analytic_kl,
+    fully_sampled,
+    gradient_samples,
+    score_function,
+)
+from aevb.model import ElboTerms
 
-BOTH = pytest.mark.parametrize("estimator", [analytic_kl, fully_sampled])
+EACH = pytest.mark.parametrize(
+    "estimator", [analytic_kl, fully_sampled, analytic_entropy, score_function]
+)
 
 
 @pytest.fixture
@@ -19,7 +28,7 @@ def small():
         return model.double(), torch.rand(3, 4, dtype=torch.float64)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("num_samples", [1, 5])
 def test_terms_are_one_number_an_example(small, estimator, num_samples):
     model, x = small
@@ -29,7 +38,7 @@ def test_terms_are_one_number_an_example(small, estimator, num_samples):
     assert all(p.grad is not None for p in model.parameters())
 
 
-@BOTH
+@EACH
 def test_generator_decides(small, estimator):
     model, x = small
     before = torch.get_rng_state()
@@ -131,7 +140,7 @@ def test_more_samples_lower_the_variance_and_keep_the_mean(small):
     assert ((ratio > 8) & (ratio < 12.5)).all()
 
 
-@BOTH
+@EACH
 def test_number_of_samples_is_checked(small, estimator):
     model, x = small
     with pytest.raises(ValueError, match="num_samples is 0; expected at least 1"):
@@ -165,3 +174,200 @@ def test_factor_analysis_estimators_agree():
         )
     error = sampled.std(0) / 5000**0.5
     assert ((exact[0] - sampled.mean(0)).abs() < 4 * error).all()
+
+
+# --- the exact gradient -----------------------------------------------------------
+
+
+def exact_gradient(model, x):
+    """Of the mean ELBO, evidence minus gap, which is closed-form: (P,)."""
+    elbo = (model.evidence(x) - model.gap(x)).mean()
+    parts = torch.autograd.grad(elbo, list(model.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.fixture(scope="module")
+def analyser():
+    """A factor analyser whose gradients are large, compared with their noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1634)
+        model = models.FactorAnalysis(data_dim=2, latent_dim=2).double()
+        with torch.no_grad():
+            model.inference.below.copy_(torch.randn(2, 2))
+            model.generative.noise.copy_(torch.randn(2))
+            model.inference.diagonal.copy_(torch.randn(2) - 1)
+        x = torch.randn(2, 2).double()
+    return model, x, exact_gradient(model, x)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "draws", "options"),
+    [
+        (analytic_kl, 50_000, {"num_samples": 8}),
+        (fully_sampled, 50_000, {"num_samples": 8}),
+        (analytic_entropy, 50_000, {"num_samples": 8}),
+        (score_function, 100_000, {"num_samples": 40}),
+        (score_function, 70_000, {"num_samples": 40, "baseline": "leave-one-out"}),
+    ],
+)
+def test_gradient_is_the_exact_one_in_expectation(analyser, estimator, draws, options):
+    """Within 4 standard errors, and so precisely that 2 % off would be seen.
+
+    A component whose mean were 2 % off would lie at least 6 standard errors from the
+    exact one, so that the chance to miss it at a limit of 4 is below 3 %.
+    """
+    model, x, exact = analyser
+    chunk = {"chunk_size": 10_000, "seed": 0} | options
+    g = gradient_samples(model, estimator, x, draws, **chunk)
+    moving = exact != 0
+    assert moving.sum() == len(exact) - 3  # the entries on and above the diagonal
+    assert (g[:, ~moving] == 0).all()
+    g, exact = g[:, moving], exact[moving]
+    error = g.std(0) / draws**0.5
+    assert ((g.mean(0) - exact).abs() < 4 * error).all()
+    assert (0.02 * exact.abs() > 6 * error).all()
+
+
+def test_values_of_the_four_agree_in_expectation(analyser):
+    model, x, _ = analyser
+    exact = (model.evidence(x) - model.gap(x)).detach()
+    for estimator in (analytic_kl, fully_sampled, analytic_entropy, score_function):
+        g = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            values = estimator(model, x.repeat(20_000, 1), generator=g).elbo
+        values = values.view(-1, 2)
+        error = values.std(0) / len(values) ** 0.5
+        assert ((values.mean(0) - exact).abs() < 4 * error).all()
+
+
+# --- the score function ------------------------------------------------------------
+
+
+class Coins(models.VAE):
+    """A model with a discrete z: three coins for each example."""
+
+    def __init__(self):
+        super().__init__(data_dim=4, latent_dim=3, hidden=(5,), dropout=0.0)
+
+    def prior(self):
+        return Independent(Bernoulli(torch.full_like(self.zero, 0.3)), 1)
+
+    def posterior(self, x):
+        return Independent(Bernoulli(logits=self.inference(x).mean), 1)
+
+
+def test_discrete_latent_variable():
+    """Against the sum over all eight values of z."""
+    torch.manual_seed(0)
+    model = Coins().double()
+    x = torch.rand(2, 4).double()
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).double()[:, None]
+    log_q = model.posterior(x).log_prob(every)  # (8, B)
+    log_p = model.likelihood(every).log_prob(x) + model.prior().log_prob(every)
+    elbo = (log_q.exp() * (log_p - log_q)).sum(0).mean()
+    bias = model.inference[1].mean.bias
+    (exact,) = torch.autograd.grad(elbo, bias)
+    parameters = list(model.inference[1].mean.parameters())
+    for options in ({}, {"baseline": "leave-one-out"}):
+        torch.manual_seed(1)
+        many = x.repeat(20_000, 1)
+        terms = score_function(model, many, num_samples=4, **options)
+        assert terms.elbo.mean().item() == pytest.approx(elbo.item(), abs=0.02)
+        (got,) = torch.autograd.grad(terms.elbo.mean(), bias, retain_graph=True)
+        torch.testing.assert_close(got, exact, rtol=0.05, atol=5e-3)
+        assert all(p.requires_grad for p in parameters)
+    (none,) = torch.autograd.grad(  # plain draws of coins carry no gradient
+        fully_sampled(model, x).reconstruction.sum(), bias, allow_unused=True
+    )
+    assert none is None
+
+
+def test_leave_one_out_is_quieter(analyser):
+    model, x, _ = analyser
+    plain, better = (
+        gradient_samples(
+            model, score_function, x, 4000, num_samples=8, baseline=baseline
+        ).var(0)
+        for baseline in ("none", "leave-one-out")
+    )
+    moving = plain > 0
+    assert (better[moving].sum() / plain[moving].sum()) < 0.8
+
+
+def test_score_function_checks_its_arguments(small):
+    model, x = small
+    with pytest.raises(ValueError, match="baseline is 'mean'; expected 'none' or"):
+        score_function(model, x, baseline="mean")
+    with pytest.raises(ValueError, match="expected num_samples >= 2"):
+        score_function(model, x, baseline="leave-one-out")
+
+
+# --- samples of a gradient -----------------------------------------------------------
+
+
+def without_noise(model, x):
+    q = model.posterior(x)
+    return ElboTerms(model.likelihood(q.mean[None]).log_prob(x)[0], q.mean.sum(1))
+
+
+@pytest.mark.parametrize("update", ["both", "inference", "generative"])
+def test_gradient_samples_are_what_backward_gives(small, update):
+    """In the order of the parameters, for an estimator without noise."""
+    model, x = small
+    half = model if update == "both" else getattr(model, update)
+    moving = list(half.parameters())
+    loss = without_noise(model, x).elbo.mean()
+    parts = torch.autograd.grad(loss, moving, allow_unused=True)
+    wanted = torch.cat(
+        [
+            (torch.zeros_like(p) if part is None else part).flatten()
+            for p, part in zip(moving, parts, strict=True)
+        ]
+    )
+    got = gradient_samples(model, without_noise, x, 3, update=update)
+    torch.testing.assert_close(got, wanted.expand(3, -1))
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_gradient_samples_agree_with_a_loop(small):
+    """In mean and variance, for one number of each half."""
+    model, x = small
+    n = 1000
+    many = gradient_samples(model, analytic_kl, x, n)
+    loop = []
+    torch.manual_seed(7)
+    for _ in range(n):
+        loss = analytic_kl(model, x).elbo.mean()
+        parts = torch.autograd.grad(loss, list(model.parameters()))
+        loop.append(torch.cat([part.flatten() for part in parts]))
+    loop = torch.stack(loop)
+    error = ((many.var(0) + loop.var(0)) / n).sqrt()
+    assert ((many.mean(0) - loop.mean(0)).abs() <= 4.5 * error + 1e-12).all()
+    assert many.var(0).sum() / loop.var(0).sum() == pytest.approx(1, abs=0.15)
+
+
+def test_gradient_samples_seed_and_chunks(small):
+    model, x = small
+    before = torch.get_rng_state()
+    one, two, other = (
+        gradient_samples(model, fully_sampled, x, 6, seed=seed) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert len(one.unique(dim=0)) == 6
+    chunks = gradient_samples(model, fully_sampled, x, 6, chunk_size=2)
+    assert chunks.shape == one.shape and len(chunks.unique(dim=0)) == 6
+
+
+def test_gradient_samples_leave_out_what_stands_still():
+    model = models.FactorAnalysis(posterior="fixed")
+    got = gradient_samples(model, analytic_kl, torch.randn(4, 3), 2)
+    assert got.shape == (2, 6 + 3 + 6)
+
+
+def test_gradient_samples_checks_its_arguments(small):
+    model, x = small
+    with pytest.raises(ValueError, match="draws is 0; expected at least 1"):
+        gradient_samples(model, analytic_kl, x, 0)
+    with pytest.raises(ValueError, match="update is 'theta'; expected one of"):
+        gradient_samples(model, analytic_kl, x, 1, update="theta")

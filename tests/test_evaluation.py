@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import Independent, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 from aevb import data, evaluation, models
@@ -228,3 +229,73 @@ def test_bits_per_pixel():
     binary = evaluation.bits_per_pixel(-784 * math.log(2), levels=1)
     assert binary == pytest.approx(1)
     assert evaluation.bits_per_pixel(-3 * math.log(2), 3, 1) == pytest.approx(1)
+
+
+# --- posteriors on a grid -----------------------------------------------------------
+
+
+def test_grid_shapes(model):
+    grid = evaluation.grid_posterior(model, X[:5], points=50)
+    assert grid.points.shape == (2500, 2)
+    assert grid.log_density.shape == (2500, 5)
+    assert grid.log_density.dtype == torch.float64
+    assert grid.covariance.shape == (5, 2, 2)
+    assert torch.allclose(grid.probabilities.sum(0), torch.ones(5).double())
+    assert torch.equal(grid.points[:50, 1], grid.axes[1])
+
+
+def test_grid_does_not_depend_on_how_it_is_cut(model, monkeypatch):
+    whole = evaluation.grid_posterior(model, X[:3], points=40)
+    monkeypatch.setattr(evaluation, "_GRID_NUMBERS", 100)
+    cut = evaluation.grid_posterior(model, X[:3], points=40)
+    assert torch.allclose(whole.log_evidence, cut.log_evidence, atol=1e-5)
+
+
+def test_grid_kl_is_the_gap(model):
+    grid = evaluation.grid_posterior(model, X[:20], points=161)
+    with torch.no_grad():
+        found, expected = grid.reverse_kl(model.posterior(X[:20])), model.gap(X[:20])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        own = model.exact_posterior(X[:20])
+    assert grid.reverse_kl(own).abs().max() < 1e-3
+    assert grid.forward_kl(own).abs().max() < 1e-3
+
+
+def test_grid_takes_many_q_for_one_example(model):
+    grid = evaluation.grid_posterior(model, X[:1], points=101)
+    means = torch.tensor([[0.0, 0.0], [0.5, 0.1], [-1.0, 1.0]])
+    q = Independent(Normal(means, 0.7), 1)
+    both = grid.reverse_kl(q), grid.forward_kl(q)
+    for i in range(3):
+        one = Independent(Normal(means[i : i + 1], 0.7), 1)
+        assert both[0][i] == pytest.approx(grid.reverse_kl(one).item())
+        assert both[1][i] == pytest.approx(grid.forward_kl(one).item())
+
+
+def test_grid_says_when_it_cannot_carry_q(model):
+    grid = evaluation.grid_posterior(model, X[:1], points=61)
+    for mean, std in ((0.0, 0.01), (8.0, 1.0)):
+        q = Independent(Normal(torch.full((1, 2), mean), std), 1)
+        with pytest.raises(ValueError, match="too narrow for q, or too coarse"):
+            grid.reverse_kl(q)
+
+
+def test_grid_edge(model):
+    inside = evaluation.grid_posterior(model, X[:5])
+    assert inside.edge.max() < 1e-6
+    outside = evaluation.grid_posterior(model, X[:5], low=5.0, high=6.0)
+    assert outside.edge.max() > 0.5
+
+
+def test_grid_wrong_arguments(model):
+    with pytest.raises(ValueError, match="points is 1"):
+        evaluation.grid_posterior(model, X, points=1)
+    with pytest.raises(ValueError, match="z has 3 dimensions"):
+        evaluation.grid_posterior(models.FactorAnalysis(latent_dim=3), X)
+
+
+def test_grid_leaves_the_model_alone(model):
+    model.train()
+    evaluation.grid_posterior(model, X[:2], points=10)
+    assert model.training

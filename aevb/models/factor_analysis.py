@@ -171,5 +171,19 @@ class FactorAnalysis(LatentVariableModel):
         """
         return kl_divergence(self.posterior(x), self.exact_posterior(x))
 
+    def prior_weight_variance(self, x: Tensor) -> Tensor:
+        """Variance of p(x | z) / p(x) for z ~ p(z), exact: (B,), float64.
+
+        Divided by S it is the relative variance of an estimate of p(x) from S draws
+        of the prior (``eq-prior-weight-variance``). Averaged over the model's own x,
+        it is det(I + WᵀΦ⁻¹W) - 1 (``eq-average-weight-variance``).
+        """
+        noise, w = self.noise_scale.double().square(), self.loadings.double()
+        x, zero = x.double(), torch.zeros_like(noise)
+        half = LowRankMultivariateNormal(zero, w, noise / 2, validate_args=False)
+        full = LowRankMultivariateNormal(zero, w, noise, validate_args=False)
+        log_square = half.log_prob(x) - 0.5 * (4 * torch.pi * noise).log().sum()
+        return (log_square - 2 * full.log_prob(x)).expm1()  # E[p(x|z)²] / p(x)² - 1
+
     def check(self, x: Tensor) -> None:
         check_batch(x, self.data_dim, dtype=self.loadings.dtype)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -103,10 +104,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence], digits: int = 4) -> N
     """Show words and numbers as a Markdown table.
 
     Args:
-        header: names of the columns.
+        header: names of the columns; not a formula alone, which a screen reader skips.
         rows: a string or a number for each column; numbers get ``digits`` decimals.
+
+    Raises:
+        ValueError: a column's name is a formula and nothing else.
     """
     from IPython.display import Markdown, display
+
+    for name in header:
+        if re.fullmatch(r"\$[^$]*\$", name):
+            raise ValueError(f"table: the name {name!r} is a formula; expected a word")
 
     lines = [list(header), ["---"] + ["---:"] * (len(header) - 1)]
     for row in rows:

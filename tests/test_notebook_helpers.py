@@ -120,3 +120,15 @@ def test_a_study_is_found_by_its_name():
     assert set(notebook.study("07_seeds")) == {"stamp", "settings", "runs"}
     with pytest.raises(FileNotFoundError, match="no result called '99_none'"):
         notebook.study("99_none")
+
+
+def test_table(monkeypatch):
+    from IPython import display
+
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+    notebook.table(["name", "of $x$"], [["one", 1.25], ["two", "many"]], digits=1)
+    lines = ["| name | of $x$ |", "| --- | ---: |", "| one | 1.2 |", "| two | many |"]
+    assert shown[0].data.splitlines() == lines
+    with pytest.raises(ValueError, match="is a formula; expected a word"):
+        notebook.table(["name", "$x$"], [])

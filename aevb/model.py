@@ -115,7 +115,7 @@ class LatentVariableModel(nn.Module):
     def sample(
         self,
         n: int,
-        *,
+        *condition: Tensor,
         mean: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -124,10 +124,13 @@ class LatentVariableModel(nn.Module):
         The order of the story that the model tells (``eq-ancestral-sampling``).
 
         Args:
+            condition: for a conditional model, of batch shape (B,): then n draws for
+                each, (n, B, D).
             mean: return E[x | z] in place of the draw of x.
             generator: on the model's device; the global one if None.
         """
-        p_x_given_z = self.likelihood(rsample(self.prior(), (n,), generator))
+        z = rsample(self.prior(*condition), (n,), generator)
+        p_x_given_z = self.likelihood(z, *condition)
         return p_x_given_z.mean if mean else rsample(p_x_given_z, (), generator)
 
 

@@ -24,7 +24,7 @@ def test_positive_is_softplus_off_zero():
 
 def test_mlp_layers():
     mlp = networks.MLP(7, (5, 4), dropout=0.25)
-    kinds = [nn.Linear, nn.ReLU, nn.Dropout] * 2
+    kinds = [networks.Linear, nn.ReLU, nn.Dropout] * 2
     assert [type(layer) for layer in mlp] == kinds
     assert [(m.in_features, m.out_features) for m in (mlp[0], mlp[3])] == [
         (7, 5),
@@ -40,6 +40,39 @@ def test_mlp_without_hidden_layers_is_the_identity():
     mlp = networks.MLP(7, ())
     x = torch.arange(7.0)
     assert torch.equal(mlp(x), x) and mlp.features == 7
+
+
+def test_a_linear_layer_on_several_inputs_is_one_on_their_concatenation():
+    torch.manual_seed(0)
+    layer = networks.Linear((3, 2), 4)
+    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    torch.testing.assert_close(
+        layer(x, y), torch.cat([x, y], 1) @ layer.weight.T + layer.bias
+    )
+    every = layer(x[:, None], torch.eye(2))  # (5, 2, 4)
+    torch.testing.assert_close(every[:, 1], layer(x, torch.eye(2)[1].expand(5, 2)))
+    with pytest.raises(ValueError):
+        layer(x)
+
+
+def test_mlp_of_several_inputs():
+    torch.manual_seed(0)
+    joined = networks.MLP((3, 2), (5, 4))
+    alone = networks.MLP(5, (5, 4))
+    alone.load_state_dict(joined.state_dict())
+    x, y = torch.randn(6, 3), torch.randn(6, 2)
+    torch.testing.assert_close(joined(x, y), alone(torch.cat([x, y], 1)))
+    with pytest.raises(ValueError, match="at least one width"):
+        networks.MLP((3, 2), ())
+
+
+def test_output_layer_keeps_the_precision_of_its_weights():
+    x = torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert networks.Linear((3,), 4)(x).dtype == torch.bfloat16
+        assert networks.linear(3, 4)(x).dtype == torch.float32
+        q = networks.GaussianHead(3, 4)(x)
+        assert q.rsample().dtype == q.log_prob(q.mean).dtype == torch.float32
 
 
 def test_gaussian_head():

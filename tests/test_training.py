@@ -555,6 +555,29 @@ def test_kl_warmup_raises_the_weight_from_0_to_1():
 # --- learning rates ---
 
 
+def test_products_in_bfloat16_change_little_and_nothing_outside_training():
+    x = (torch.rand(400, 20, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    settings = {"data_dim": 20, "latent_dim": 2, "hidden": (16,), "dropout": 0.0}
+    scores = {}
+    for precision in (None, "bfloat16"):
+        torch.manual_seed(0)
+        model = models.VAE(**settings, likelihood="bernoulli")
+        history = fit(
+            model, x, test=x, epochs=20, precision=precision, progress=False, lr=1e-2
+        )
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        measured = evaluation.elbo(model, x).mean
+        assert math.isclose(history.test_elbo[-1], measured, rel_tol=1e-6)
+        scores[precision] = history.test_elbo[-1]
+    assert scores[None] != scores["bfloat16"]
+    assert abs(scores[None] - scores["bfloat16"]) < 0.05
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision is 'half'"):
+        fit(models.FactorAnalysis(), torch.zeros(5, 3), steps=1, precision="half")
+
+
 def test_schedules():
     assert [training.constant(t) for t in (0, 0.5, 1)] == [1, 1, 1]
     found = [training.cosine(t) for t in (0, 0.25, 0.5, 0.75, 1)]

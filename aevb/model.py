@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -144,6 +145,29 @@ def check_count(name: str, count: int) -> None:
         raise ValueError(f"{name} is {count}; expected at least 1")
 
 
+def check_network(hidden: Sequence[int], dropout: float, **sizes: int) -> None:
+    """Raise unless a network can be built with these hidden widths and this dropout.
+
+    Args:
+        sizes: other numbers that must be at least 1, by name.
+
+    Raises:
+        ValueError: says what was given and what is expected.
+
+    Example:
+        >>> check_network((500, 500), 0.1, data_dim=784, latent_dim=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: latent_dim is 0; expected at least 1
+    """
+    for name, size in sizes.items():
+        check_count(name, size)
+    if not isinstance(hidden, Sequence) or any(size < 1 for size in hidden):
+        raise ValueError(f"hidden is {hidden!r}; expected widths, as in (500, 500)")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; expected at least 0, less than 1")
+
+
 def check_batch(
     x: Tensor, size: int, head=None, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -175,4 +199,50 @@ def check_batch(
         raise ValueError(
             f"x holds values from {low:g} to {high:g} that {type(head).__name__}"
             f" does not support; expected each to be {head.support}"
+        )
+
+
+def check_labels(
+    y: Tensor, num_classes: int, count: int, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raise unless ``y`` is ``count`` labels, or ``count`` rows of probabilities.
+
+    Labels are (count,) int64 from 0 to num_classes - 1; probabilities are
+    (count, num_classes) of ``dtype``, not negative, with rows that sum to 1.
+
+    Raises:
+        TypeError, ValueError: say what was given and what is expected.
+
+    Example:
+        >>> check_labels(torch.tensor([3, 10]), num_classes=10, count=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: y holds labels from 3 to 10; expected them from 0 to 9
+    """
+    if not isinstance(y, Tensor) or y.dtype not in (torch.int64, dtype):
+        given = y.dtype if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise TypeError(
+            f"y is {given}; expected a tensor of torch.int64 that holds labels, or of"
+            f" {dtype} that holds probabilities of the classes"
+        )
+    shape = (count, num_classes) if y.is_floating_point() else (count,)
+    if y.shape != shape:
+        kind = "probabilities" if y.is_floating_point() else "labels"
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; expected {kind} of shape {shape},"
+            f" for {count} examples"
+        )
+    low, high = y.min().item(), y.max().item()
+    if y.is_floating_point():
+        sums = y.sum(-1)
+        if not (low >= 0 and ((sums - 1).abs() < 1e-3).all()):
+            raise ValueError(
+                "y holds rows that are no probabilities; expected numbers of at least"
+                f" 0 that sum to 1, found values from {low:g} to {high:g} and sums from"
+                f" {sums.min().item():g} to {sums.max().item():g}"
+            )
+    elif low < 0 or high >= num_classes:
+        raise ValueError(
+            f"y holds labels from {low} to {high}; expected them from 0 to"
+            f" {num_classes - 1}"
         )

@@ -82,7 +82,24 @@ def linear(inputs: int, outputs: int) -> OutputLayer:
     return OutputLayer((inputs,), outputs)
 
 
-class MLP(nn.Sequential):
+class Chain(nn.Sequential):
+    """Modules one after the other, the first of which may take several inputs.
+
+    Example:
+        >>> joint = Linear((784, 10), 500)
+        >>> encoder = Chain(joint, nn.ReLU(), GaussianHead(500, 20))
+        >>> encoder(torch.zeros(3, 784), torch.zeros(3, 10)).event_shape
+        torch.Size([20])
+    """
+
+    def forward(self, first: Tensor, *others: Tensor):
+        h = first
+        for number, module in enumerate(self):
+            h = module(h) if number else module(h, *others)
+        return h
+
+
+class MLP(Chain):
     """Linear, ReLU, dropout; repeated for each hidden width; no output layer.
 
     Args:
@@ -123,12 +140,6 @@ class MLP(nn.Sequential):
             sizes = (width,)
         super().__init__(*layers)
         self.features = sizes[0]
-
-    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        h = first
-        for number, layer in enumerate(self):
-            h = layer(h) if number else layer(h, *others)
-        return h
 
 
 class GaussianHead(nn.Module):

@@ -1,6 +1,7 @@
 """The models of the book, one file each, in the order of its chapters."""
 
+from aevb.models.conditional_vae import ConditionalVAE
 from aevb.models.factor_analysis import FactorAnalysis
 from aevb.models.variational_autoencoder import VAE
 
-__all__ = ["VAE", "FactorAnalysis"]
+__all__ = ["VAE", "ConditionalVAE", "FactorAnalysis"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from aevb.distributions import diagonal_normal
-from aevb.model import LatentVariableModel, check_batch, check_count
+from aevb.model import LatentVariableModel, check_batch, check_network
 from aevb.networks import MLP, GaussianHead, likelihood_head, linear, positive
 
 
@@ -69,12 +69,7 @@ class VAE(LatentVariableModel):
         super().__init__()
         if encoders not in (1, 2):
             raise ValueError(f"encoders is {encoders}; expected 1 or 2")
-        check_count("data_dim", data_dim)
-        check_count("latent_dim", latent_dim)
-        if not isinstance(hidden, Sequence) or any(size < 1 for size in hidden):
-            raise ValueError(f"hidden is {hidden!r}; expected widths, as in (500, 500)")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; expected at least 0, less than 1")
+        check_network(hidden, dropout, data_dim=data_dim, latent_dim=latent_dim)
         self.data_dim, self.latent_dim = data_dim, latent_dim
         decoder = MLP(latent_dim, tuple(reversed(hidden)), dropout)
         head = likelihood_head(likelihood, decoder.features, data_dim)

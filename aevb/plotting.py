@@ -269,28 +269,53 @@ def digit_scatter(
     return ax
 
 
-def graphical_model(ax: Axes, theta: str, phi: str = "") -> Axes:
+def graphical_model(
+    ax: Axes, theta: str, phi: str = "", label: str = "", observed: bool = True
+) -> Axes:
     """Draw z -> x in a plate over N examples, and q(z | x) dashed if ``phi`` is given.
 
     Args:
         theta: label of the generative parameters, which point to x.
         phi: label of the inference parameters, which point to z; no q without it.
+        label: where the label y points to: ``"both"`` z and x, the ``"prior"`` of z,
+            the ``"likelihood"`` of x; no y without it. q then depends on y as well.
+        observed: whether y is, which is shaded; otherwise q infers it from x.
+
+    Raises:
+        ValueError: unknown ``label``.
     """
-    ax.set(xlim=(0, 4), ylim=(0, 2.6), aspect="equal")
+    targets = {"": "", "both": "zx", "prior": "z", "likelihood": "x"}
+    if label not in targets:
+        raise ValueError(f"label is {label!r}; expected one of {tuple(targets)}")
+    left = -0.45 if label else 0.75
+    ax.set(xlim=(left - 0.75, 4), ylim=(0, 2.6), aspect="equal")
     ax.axis("off")
-    ax.add_patch(plt.Rectangle((0.75, 0.2), 1.5, 2.2, fill=False))
+    ax.add_patch(plt.Rectangle((left, 0.2), 2.25 - left, 2.2, fill=False))
     ax.text(2.18, 0.28, "N", ha="right", fontsize=9)
-    for y, name, face in [(1.9, "z", "white"), (0.75, "x", "0.85")]:
-        ax.add_patch(plt.Circle((1.4, y), 0.3, fc=face, ec="black"))
-        ax.text(1.4, y, name, ha="center", va="center", style="italic")
+    nodes = [((1.4, 1.9), "z", "white"), ((1.4, 0.75), "x", "0.85")]
+    if label:
+        nodes.append(((0.05, 1.325), "y", "0.85" if observed else "white"))
+    for place, name, face in nodes:
+        ax.add_patch(plt.Circle(place, 0.3, fc=face, ec="black"))
+        ax.text(*place, name, ha="center", va="center", style="italic")
     arrow = {"arrowstyle": "-|>", "color": COLORS["blue"], "lw": 1.5}
     ax.annotate("", (1.4, 1.06), (1.4, 1.6), arrowprops=arrow)
     ax.annotate("", (1.72, 0.75), (2.6, 0.75), arrowprops=arrow)
     ax.text(2.7, 0.75, theta, va="center", color=COLORS["blue"])
+    if "z" in targets[label]:
+        ax.annotate("", (1.13, 1.785), (0.32, 1.44), arrowprops=arrow)
+    if "x" in targets[label]:
+        ax.annotate("", (1.13, 0.865), (0.32, 1.21), arrowprops=arrow)
     if phi:
         arrow |= {"color": COLORS["vermillion"], "ls": "--"}
         ax.annotate("", (1.72, 1.9), (2.6, 1.9), arrowprops=arrow)
         ax.text(2.7, 1.9, phi, va="center", color=COLORS["vermillion"])
+        if label:
+            curve = {"connectionstyle": "arc3,rad=-0.35"}
+            ax.annotate("", (1.1, 2.0), (0.1, 1.64), arrowprops=arrow | curve)
+        if label and not observed:
+            curve = {"connectionstyle": "arc3,rad=-0.35"}
+            ax.annotate("", (0.1, 1.01), (1.1, 0.65), arrowprops=arrow | curve)
         arrow |= {"connectionstyle": "arc3,rad=0.4"}
         ax.annotate("", (1.62, 1.67), (1.62, 0.97), arrowprops=arrow)
     return ax

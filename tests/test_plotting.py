@@ -131,6 +131,29 @@ def test_graphical_model_shows_q_if_asked():
         assert [t.get_text() for t in ax.texts if t.get_text()] == texts
 
 
+@pytest.mark.parametrize(
+    "label, arrows",
+    [("", 2), ("both", 4), ("prior", 3), ("likelihood", 3)],
+)
+def test_graphical_model_with_a_label(label, arrows):
+    drawn = lambda ax: sum(t.get_text() == "" for t in ax.texts)  # noqa: E731
+    _, ax = plt.subplots()
+    plotting.graphical_model(ax, "θ", label=label)
+    assert drawn(ax) == arrows
+    assert ("y" in [t.get_text() for t in ax.texts]) == bool(label)
+    for observed, face in ((True, 0.85), (False, 1.0)):
+        _, ax = plt.subplots()
+        plotting.graphical_model(ax, "θ", "φ", label=label, observed=observed)
+        more = 2 + bool(label) + (bool(label) and not observed)
+        assert drawn(ax) == arrows + more
+        assert all(p.get_facecolor()[0] == face for p in ax.patches[3:])
+
+
+def test_graphical_model_refuses_an_unknown_label():
+    with pytest.raises(ValueError, match="label is 'x'; expected one of"):
+        plotting.graphical_model(plt.subplots()[1], "θ", label="x")
+
+
 def test_digit_scatter_names_every_digit():
     points = torch.cat([torch.randn(30, 2) * 0.1 + k for k in range(10)])
     labels = torch.arange(10).repeat_interleave(30)

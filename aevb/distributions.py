@@ -12,10 +12,12 @@ from torch.distributions import (
     Categorical,
     Distribution,
     Independent,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
     constraints,
 )
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 # Below this size of the logit, Taylor series replace closed forms that cancel; at
 # 0.5 the series are off by less than 1e-11 and the closed forms by rounding alone.
@@ -224,11 +226,12 @@ def rsample(
     ``torch.distributions`` draws from the global generator only. This function draws
     from ``generator``, or from the global one where that is None. The gradient of a
     draw is that of ``eq-reparameterised-gradient``; where no reparameterisation exists
-    (Bernoulli, Categorical) the draw carries none.
+    (Bernoulli, Categorical, a mixture) the draw carries none.
 
     Args:
         distribution: Normal, MultivariateNormal, Bernoulli, Categorical,
-            :class:`ContinuousBernoulli`, or an Independent of one of them.
+            :class:`ContinuousBernoulli`, torch's ExpRelaxedCategorical, an Independent
+            of one of them, or a MixtureSameFamily.
         sample_shape: the shape in front of the distribution's own.
         generator: on the distribution's device.
 
@@ -294,3 +297,24 @@ def _(distribution: Categorical, sample_shape=(), generator=None) -> Tensor:
         flat = d.probs.reshape(-1, d.probs.shape[-1])  # (batch, C)
         draw = torch.multinomial(flat, count, replacement=True, generator=generator)
         return draw.T.reshape(*sample_shape, *d.batch_shape)
+
+
+@rsample.register
+def _(distribution: ExpRelaxedCategorical, sample_shape=(), generator=None) -> Tensor:
+    d = distribution
+    uniform = _noise(torch.rand, d, d.logits, sample_shape, generator)
+    tiny = torch.finfo(uniform.dtype).tiny
+    gumbel = -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
+    return ((d.logits + gumbel) / d.temperature).log_softmax(-1)
+
+
+@rsample.register
+def _(distribution: MixtureSameFamily, sample_shape=(), generator=None) -> Tensor:
+    d = distribution
+    with torch.no_grad():
+        weights = d.mixture_distribution.expand(d.batch_shape)
+        k = rsample(weights, sample_shape, generator)  # (…): which component
+        draws = rsample(d.component_distribution, sample_shape, generator)  # (…, K, E)
+        index = k.view(*k.shape, *[1] * (1 + len(d.event_shape)))
+        index = index.expand(*k.shape, 1, *d.event_shape)
+        return draws.gather(k.dim(), index).squeeze(k.dim())

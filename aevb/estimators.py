@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Categorical, kl_divergence
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.func import functional_call, grad, vmap
 
 from aevb.distributions import rsample
@@ -148,6 +149,135 @@ def _with_score(f: Tensor, log_q: Tensor, baseline: str) -> Tensor:
         weight = weight - others
     score = weight * log_q
     return f + score - score.detach()
+
+
+def marginalised(
+    model: LatentVariableModel,
+    x: Tensor,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """For a latent class y beside z: the sum over y computed, z sampled for each y.
+
+    Σ_y q(y | x) [(1/S) Σ_s log p(x | y, z_ys) - KL(q(z | x, y) ‖ p(z | y))]
+    - KL(q(y | x) ‖ p(y)),  z_ys ~ q(z | x, y) reparameterised
+
+    (``eq-gmvae-marginalised``). An unbiased estimate of the ELBO, value and gradient;
+    no discrete draw is made. It costs a pass of the decoder for each class.
+
+    Args:
+        model: a :class:`~aevb.models.GaussianMixtureVAE`, or another model with
+            ``class_prior()``, ``class_posterior(x)`` and ``classes``, its C classes as
+            unit vectors, which its three other methods take behind x or z.
+        x: (B, D).
+        num_samples: S.
+        generator: for the draws; the global one if None.
+
+    Returns:
+        :class:`~aevb.model.ElboTerms`, nats, (B,) each: ``reconstruction`` is the
+        expectation over y of the log-likelihood, ``kl`` both divergences.
+
+    Raises:
+        ValueError: num_samples < 1.
+    """
+    check_count("num_samples", num_samples)
+    q_y = model.class_posterior(x)  # (B,) over C classes
+    q_z = model.posterior(x.unsqueeze(1), model.classes)  # (B, C)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, C, L)
+    log_p = model.likelihood(z, model.classes).log_prob(x.unsqueeze(1))  # (S, B, C)
+    kl_z = kl_divergence(q_z, model.prior(model.classes))  # (B, C)
+    reconstruction = (q_y.probs * log_p.mean(0)).sum(-1)
+    kl_y = categorical_kl(q_y, model.class_prior())
+    return ElboTerms(reconstruction, (q_y.probs * kl_z).sum(-1) + kl_y)
+
+
+def categorical_kl(q: Categorical, p: Categorical) -> Tensor:
+    """KL(q ‖ p) = Σ_y q(y) log(q(y) / p(y)), nats (``eq-gmvae-class-kl``).
+
+    torch's own cannot be mapped over (``vmap``).
+    """
+    return (q.probs * (q.logits - p.logits)).sum(-1)
+
+
+def gumbel_softmax(
+    model: LatentVariableModel,
+    x: Tensor,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+    *,
+    temperature: float = 0.5,
+    kl: str = "analytic",
+    straight_through: bool = False,
+) -> ElboTerms:
+    """For a latent class y beside z: one relaxed draw of y in place of the sum.
+
+    A one-hot y ~ q(y | x) is replaced by a point inside the simplex,
+    ỹ = softmax((log q(y | x) + g) / τ) with Gumbel noise g (``eq-gumbel-softmax``; Jang
+    et al., 2017; Maddison et al., 2017), through which gradients pass. What is
+    estimated depends on how the class's divergence is treated:
+
+    * ``kl="sampled"``: everything by sampling, with the density of the Concrete
+      distribution for q *and* for p, both of temperature τ,
+      log p(x | z) + log p(z | ỹ) + log p(ỹ) - log q(ỹ | x) - log q(z | x, ỹ)
+      (``eq-gumbel-sampled``). Unbiased, value and gradient, for the ELBO of *another*
+      model, whose latent ỹ is continuous, and in expectation a lower bound on that
+      model's log p(x). As τ -> 0 the model becomes the discrete one, but the bound does
+      not become the discrete ELBO: the divergence of the relaxed y does not depend on τ
+      (``eq-gumbel-relaxed-kl``) and exceeds that of y.
+    * ``kl="analytic"``: log p(x | z) - KL(q(z | x, ỹ) ‖ p(z | ỹ)) - KL(q(y | x) ‖ p(y))
+      with the divergence of the *discrete* distributions (``eq-gumbel-analytic``). In
+      expectation at least as large as the former, and a bound of neither model's
+      log p(x). As τ -> 0 it tends to the ELBO, and the variance of its gradient grows
+      without limit.
+    * ``straight_through=True``: y is one-hot in the forward pass, an exact draw from
+      q(y | x), and relaxed in the backward pass (``eq-gumbel-straight-through``). The
+      value, and the gradient in θ, are unbiased for the ELBO; the gradient in φ is not.
+      With ``kl="sampled"``, densities of y are those of the discrete distributions.
+
+    Args:
+        model, x, generator: as for :func:`marginalised`.
+        num_samples: S, draws of (y, z) for each example.
+        temperature: τ > 0.
+        kl: ``"analytic"`` or ``"sampled"``.
+        straight_through: see above.
+
+    Returns:
+        :class:`~aevb.model.ElboTerms`, nats, (B,) each. With ``kl="sampled"`` the
+        divergences of y and of z are both estimates and can be negative.
+
+    Raises:
+        ValueError: num_samples < 1, temperature not positive, unknown ``kl``.
+    """
+    check_count("num_samples", num_samples)
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a positive number")
+    if kl not in ("analytic", "sampled"):
+        raise ValueError(f"kl is {kl!r}; expected 'analytic' or 'sampled'")
+    q_y, p_y = model.class_posterior(x), model.class_prior()
+    relaxed_q, relaxed_p = (
+        ExpRelaxedCategorical(
+            q_y.logits.new_tensor(temperature), logits=d.logits, validate_args=False
+        )
+        for d in (q_y, p_y)
+    )
+    log_y = rsample(relaxed_q, (num_samples,), generator)  # (S, B, C), log ỹ
+    y = log_y.exp()
+    if straight_through:
+        vertex = torch.zeros_like(y).scatter(-1, y.argmax(-1, keepdim=True), 1.0)
+        y = y + (vertex - y).detach()
+    q_z, p_z = model.posterior(x, y), model.prior(y)  # (S, B)
+    z = rsample(q_z, (), generator)  # (S, B, L)
+    log_p = model.likelihood(z, y).log_prob(x)  # (S, B)
+    if kl == "analytic":
+        divergence = categorical_kl(q_y, p_y) + kl_divergence(q_z, p_z)
+    else:
+        divergence = q_z.log_prob(z) - p_z.log_prob(z)
+        if straight_through:
+            divergence = divergence + (y * (q_y.logits - p_y.logits)).sum(-1)
+        else:
+            log_ratio = relaxed_q.log_prob(log_y) - relaxed_p.log_prob(log_y)
+            divergence = divergence + log_ratio
+    return ElboTerms(log_p.mean(0), divergence.mean(0))
 
 
 def gradient_samples(

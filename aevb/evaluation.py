@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -204,6 +205,71 @@ def bits_per_pixel(elbo: float, pixels: int = 784, levels: int = 256) -> float:
         4.71
     """
     return math.log2(levels) - elbo / (pixels * math.log(2))
+
+
+def match_clusters(predicted: Tensor, y: Tensor) -> Tensor:
+    """The one-to-one matching of clusters to classes that agrees with most labels.
+
+    argmax_m Σ_n [m(predicted_n) = y_n] over matchings m (``eq-clustering-accuracy``),
+    by the Hungarian algorithm. Where there are more clusters than classes, the clusters
+    that are left over match none.
+
+    Args:
+        predicted: (N,) int64, the cluster of each example; numbers from 0.
+        y: (N,) int64, its class; numbers from 0.
+
+    Returns:
+        (K,) int64, the class of each cluster up to the largest number that occurs, -1
+        for none.
+
+    Raises:
+        TypeError: not tensors of int64.
+        ValueError: shapes that differ or are not (N,) with N >= 1; a negative number.
+
+    Example:
+        >>> match_clusters(torch.tensor([2, 2, 0, 1]), torch.tensor([0, 0, 1, 1]))
+        tensor([ 1, -1,  0])
+    """
+    for name, numbers in (("predicted", predicted), ("y", y)):
+        if not isinstance(numbers, Tensor) or numbers.dtype != torch.int64:
+            given = getattr(numbers, "dtype", f"a {type(numbers).__name__}")
+            raise TypeError(f"{name} is {given}; expected a tensor of torch.int64")
+        if numbers.ndim != 1 or len(numbers) == 0 or numbers.shape != y.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(numbers.shape)}; expected (N,) with N >= 1,"
+                " the same for predicted and y"
+            )
+        if numbers.min() < 0:
+            raise ValueError(f"{name} holds {numbers.min()}; expected numbers from 0")
+    predicted, y = predicted.cpu(), y.cpu()
+    clusters, classes = int(predicted.max()) + 1, int(y.max()) + 1
+    pairs = torch.bincount(predicted * classes + y, minlength=clusters * classes)
+    table = pairs.view(clusters, classes).numpy()
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    matching = torch.full((clusters,), -1)
+    matching[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    return matching
+
+
+def clustering_accuracy(predicted: Tensor, y: Tensor) -> float:
+    """Share of examples whose cluster is matched to their class, from 0 to 1.
+
+    With the best one-to-one matching (:func:`match_clusters`;
+    ``eq-clustering-accuracy``), so it does not depend on how the clusters are numbered.
+    With as many clusters as examples it is not 1, as a majority vote in each cluster
+    would have it: each class can claim but one cluster.
+
+    Arguments and errors as for :func:`match_clusters`.
+
+    Example:
+        >>> y = torch.tensor([0, 0, 1, 1])
+        >>> clustering_accuracy(1 - y, y)
+        1.0
+        >>> clustering_accuracy(torch.arange(4), y)
+        0.5
+    """
+    matching = match_clusters(predicted, y)
+    return (matching[predicted.cpu()] == y.cpu()).double().mean().item()
 
 
 class GridPosterior(NamedTuple):

@@ -14,10 +14,12 @@ from torch.distributions import (
     Categorical,
     Independent,
     Laplace,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
 )
 from torch.distributions import ContinuousBernoulli as ClampedContinuousBernoulli
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aevb.distributions import ContinuousBernoulli, diagonal_normal, rsample
@@ -349,6 +351,13 @@ RULES = {
     "Categorical": Categorical(logits=torch.zeros(2, 3)),
     "Independent Bernoulli": Independent(Bernoulli(logits=torch.zeros(2, 3)), 1),
     "ContinuousBernoulli": ContinuousBernoulli(torch.zeros(2, 3)),
+    "ExpRelaxedCategorical": ExpRelaxedCategorical(
+        torch.tensor(0.5), logits=torch.zeros(2, 3)
+    ),
+    "MixtureSameFamily": MixtureSameFamily(
+        Categorical(logits=torch.zeros(2, 3)),
+        diagonal_normal(torch.zeros(2, 3, 4), torch.ones(2, 3, 4)),
+    ),
 }
 
 
@@ -392,6 +401,33 @@ def test_rsample_has_the_right_moments():
     assert ((found - probs).abs() <= 4 * error).all()
     flips = rsample(Bernoulli(probs=probs), (n,), g).mean(0)
     assert ((flips - probs).abs() <= 4 * error).all()
+
+
+def test_rsample_of_a_mixture_takes_each_component_as_often_as_its_weight():
+    weights = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.0, 0.4]])
+    means = torch.tensor([[-10.0, 0.0, 10.0], [1.0, 2.0, 3.0]])
+    components = diagonal_normal(means[..., None], torch.full((2, 3, 1), 0.01))
+    mixture = MixtureSameFamily(Categorical(probs=weights), components)
+    n = 20000
+    z = rsample(mixture, (n,), torch.Generator().manual_seed(0))  # (n, 2, 1)
+    nearest = (z - means).abs().argmin(-1)  # (n, 2)
+    share = torch.nn.functional.one_hot(nearest, 3).double().mean(0)
+    assert ((share - weights).abs() <= 4 * (weights * (1 - weights) / n).sqrt()).all()
+    assert (z - means).abs().min(-1).values.max() < 0.06
+    assert not z.requires_grad
+    common = MixtureSameFamily(Categorical(probs=weights[0]), components)
+    assert rsample(common, (7,), torch.Generator()).shape == (7, 2, 1)  # torch: fails
+
+
+def test_rsample_of_a_relaxed_categorical_is_finite_at_any_temperature():
+    logits = torch.tensor([0.0, -80.0, 3.0], requires_grad=True)
+    for temperature in (1e-3, 1.0, 100.0):
+        p = ExpRelaxedCategorical(torch.tensor(temperature), logits=logits)
+        log_y = rsample(p, (1000,), torch.Generator().manual_seed(0))
+        assert log_y.isfinite().all() and p.log_prob(log_y).isfinite().all()
+        torch.testing.assert_close(log_y.exp().sum(-1), torch.ones(1000))
+        (slope,) = torch.autograd.grad(log_y.exp()[:, 0].sum(), logits)
+        assert slope.isfinite().all() and slope[0] > 0
 
 
 def test_rsample_is_reparameterised_where_it_can_be():

@@ -1,15 +1,20 @@
 """Tests of aevb/estimators.py: several estimators of one quantity."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent, Laplace
+from torch.distributions import Bernoulli, Categorical, Independent, Laplace
 
-from aevb import data, models
+from aevb import data, fit, models
 from aevb.estimators import (
     analytic_entropy,
     analytic_kl,
+    categorical_kl,
     fully_sampled,
     gradient_samples,
+    gumbel_softmax,
+    marginalised,
     score_function,
 )
 from aevb.model import ElboTerms
@@ -371,3 +376,112 @@ def test_gradient_samples_checks_its_arguments(small):
         gradient_samples(model, analytic_kl, x, 0)
     with pytest.raises(ValueError, match="update is 'theta'; expected one of"):
         gradient_samples(model, analytic_kl, x, 1, update="theta")
+
+
+# --- a latent class beside z ---
+
+CLASS_ESTIMATORS = {
+    "marginalised": marginalised,
+    "relaxed, sampled": partial(gumbel_softmax, kl="sampled"),
+    "relaxed, analytic": gumbel_softmax,
+    "straight-through": partial(gumbel_softmax, straight_through=True),
+    "straight-through, sampled": partial(
+        gumbel_softmax, straight_through=True, kl="sampled"
+    ),
+}
+EACH_OF_A_CLASS = pytest.mark.parametrize("name", CLASS_ESTIMATORS)
+
+
+def mixture_model(**arguments):
+    size = {"num_classes": 3, "data_dim": 4, "latent_dim": 2, "hidden": (8,)}
+    model = models.GaussianMixtureVAE(**size | arguments).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model, torch.bernoulli(torch.full((3, 4), 0.5)).double()
+
+
+@EACH_OF_A_CLASS
+@pytest.mark.parametrize("condition", ["prior", "likelihood", "both"])
+def test_class_estimators_are_one_number_an_example(name, condition):
+    model, x = mixture_model(condition=condition)
+    terms = CLASS_ESTIMATORS[name](model, x, num_samples=4)
+    assert terms.reconstruction.shape == terms.kl.shape == (3,)
+    terms.elbo.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@EACH_OF_A_CLASS
+def test_class_estimators_generator_seed_and_gradients(name):
+    model, x = mixture_model()
+    before = torch.get_rng_state()
+    one, two, other = (
+        CLASS_ESTIMATORS[name](model, x, generator=torch.Generator().manual_seed(s))
+        for s in (0, 0, 1)
+    )
+    assert torch.equal(one.elbo, two.elbo) and not torch.equal(one.elbo, other.elbo)
+    assert torch.equal(torch.get_rng_state(), before)
+    gradients = gradient_samples(model, CLASS_ESTIMATORS[name], x, 5)
+    assert gradients.isfinite().all() and len(gradients.unique(dim=0)) == 5
+
+
+@EACH_OF_A_CLASS
+def test_class_estimators_train(name):
+    model, x = mixture_model()
+    options = {"steps": 3, "progress": False, "estimator": CLASS_ESTIMATORS[name]}
+    history = fit(model, x, **options)
+    assert len(history.train_elbo) == 3
+
+
+@EACH_OF_A_CLASS
+def test_with_one_class_all_are_the_ordinary_estimator(name):
+    """The class is certain, and its divergence zero, relaxed or not."""
+    model, x = mixture_model(num_classes=1)
+    y = torch.zeros(3, dtype=torch.int64)
+    with torch.no_grad():
+        draws = CLASS_ESTIMATORS[name](model, x, num_samples=40000)
+        plain = models.ConditionalVAE.elbo(model, x, y, num_samples=1)
+        exact = analytic_kl(model, x, y, num_samples=40000).reconstruction
+    assert torch.allclose(draws.kl, plain.kl, atol=0.05 if "sampled" in name else 1e-9)
+    assert torch.allclose(draws.reconstruction, exact, atol=0.05)
+
+
+def test_relaxed_estimator_tends_to_the_elbo_as_the_temperature_falls():
+    model, x = mixture_model()
+    with torch.no_grad():
+        exact = marginalised(model, x, num_samples=20000).elbo
+        errors = []
+        for temperature in (2.0, 0.5, 0.02):
+            options = {"num_samples": 40000, "temperature": temperature}
+            errors.append((gumbel_softmax(model, x, **options).elbo - exact).abs())
+    assert (errors[2] < 0.08).all()
+    assert (errors[0] > 3 * errors[2]).any()
+
+
+def test_gradient_of_the_relaxed_estimator_grows_noisy_as_the_temperature_falls():
+    model, x = mixture_model()
+    spread = [
+        gradient_samples(model, gumbel_softmax, x, 500, temperature=t).var(0).sum()
+        for t in (2.0, 0.5, 0.1, 0.02)
+    ]
+    assert spread == sorted(spread) and spread[-1] > 3 * spread[0]
+
+
+def test_categorical_kl_of_a_certain_class_is_finite():
+    q = Categorical(logits=torch.tensor([0.0, -1e4, -1e4]))
+    p = Categorical(logits=torch.zeros(3))
+    assert categorical_kl(q, p).item() == pytest.approx(torch.tensor(3.0).log().item())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; expected a positive number"),
+        ({"kl": "exact"}, "kl is 'exact'; expected 'analytic' or 'sampled'"),
+        ({"num_samples": 0}, "num_samples is 0; expected at least 1"),
+    ],
+)
+def test_gumbel_softmax_checks_its_arguments(options, message):
+    model, x = mixture_model()
+    with pytest.raises(ValueError, match=message):
+        gumbel_softmax(model, x, **options)

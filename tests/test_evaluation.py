@@ -299,3 +299,70 @@ def test_grid_leaves_the_model_alone(model):
     model.train()
     evaluation.grid_posterior(model, X[:2], points=10)
     assert model.training
+
+
+# --- clustering accuracy ---
+
+
+def test_accuracy_does_not_depend_on_the_numbers_of_the_clusters():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (500,), generator=g)
+    noise = torch.randint(10, (500,), generator=g)
+    predicted = torch.where(torch.rand(500, generator=g) < 0.7, y, noise)
+    accuracy = evaluation.clustering_accuracy(predicted, y)
+    assert 0.65 < accuracy < 0.85
+    assert accuracy == (predicted == y).double().mean().item()
+    for seed in range(3):
+        names = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
+        assert evaluation.clustering_accuracy(names[predicted], y) == accuracy
+        assert evaluation.clustering_accuracy(predicted, names[y]) == accuracy
+
+
+def test_accuracy_is_perfect_for_any_renaming_of_the_truth():
+    y = torch.arange(100) % 10
+    assert evaluation.clustering_accuracy(9 - y, y) == 1.0
+    assert evaluation.match_clusters(9 - y, y).tolist() == list(range(9, -1, -1))
+
+
+def test_accuracy_with_more_clusters_than_classes():
+    """Each class split into two clusters of 3 and 2: one of the two counts."""
+    y = torch.arange(20) // 5
+    predicted = 2 * y + (torch.arange(20) % 5 > 2)
+    assert evaluation.clustering_accuracy(predicted, y) == 0.6
+    matching = evaluation.match_clusters(predicted, y)
+    assert matching.tolist() == [0, -1, 1, -1, 2, -1, 3, -1]
+
+
+def test_accuracy_with_fewer_clusters_than_classes():
+    y = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
+    assert evaluation.clustering_accuracy(torch.zeros_like(y), y) == 0.5
+    predicted = torch.tensor([1] * 5 + [0] * 5)
+    assert evaluation.clustering_accuracy(predicted, y) == 0.8
+    assert evaluation.match_clusters(predicted, y).tolist() == [1, 0]
+
+
+def test_accuracy_is_not_greedy():
+    """The largest cell of the table is not part of the best matching."""
+    pairs = [(0, 0)] * 6 + [(0, 1)] * 5 + [(1, 0)] * 5
+    predicted, y = torch.tensor(pairs).T
+    assert evaluation.clustering_accuracy(predicted, y) == 10 / 16
+
+
+def test_accuracy_leaves_out_clusters_that_are_empty():
+    y = torch.tensor([0, 0, 1, 1])
+    assert evaluation.clustering_accuracy(torch.tensor([7, 7, 2, 2]), y) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "y", "error", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3).long(), TypeError, "predicted is torch.float"),
+        ([0], torch.zeros(1).long(), TypeError, "predicted is a list"),
+        (torch.zeros(3).long(), torch.zeros(2).long(), ValueError, "the same for"),
+        (torch.zeros(0).long(), torch.zeros(0).long(), ValueError, "N >= 1"),
+        (torch.tensor([-1]), torch.tensor([0]), ValueError, "numbers from 0"),
+    ],
+)
+def test_accuracy_names_what_is_wrong(predicted, y, error, message):
+    with pytest.raises(error, match=message):
+        evaluation.clustering_accuracy(predicted, y)

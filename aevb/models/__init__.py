@@ -2,6 +2,7 @@
 
 from aevb.models.conditional_vae import ConditionalVAE
 from aevb.models.factor_analysis import FactorAnalysis
+from aevb.models.gaussian_mixture_vae import GaussianMixtureVAE
 from aevb.models.variational_autoencoder import VAE
 
-__all__ = ["VAE", "ConditionalVAE", "FactorAnalysis"]
+__all__ = ["VAE", "ConditionalVAE", "FactorAnalysis", "GaussianMixtureVAE"]

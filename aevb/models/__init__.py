@@ -2,5 +2,6 @@
 
 from aevb.models.factor_analysis import FactorAnalysis
 from aevb.models.variational_autoencoder import VAE
+from aevb.models.variational_rnn import VariationalRNN
 
-__all__ = ["VAE", "FactorAnalysis"]
+__all__ = ["VAE", "FactorAnalysis", "VariationalRNN"]

@@ -36,7 +36,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -185,9 +185,10 @@ def evaluate_density(ours: bool, task: dict, count: int, lap: Callable) -> None:
         lap()
 
 
-def serve(contender: str, task: dict, count: int) -> None:
-    """Do ``count`` units of work for each line on stdin; answer with the seconds."""
-    start, source = None, "logits from N(0, 10²)"
+def lapper(source: str) -> Callable[[], None]:
+    """What a contender calls after each lap: the first time it says ``source``, then
+    the seconds; it goes on when a line comes."""
+    start = None
 
     def lap() -> None:
         nonlocal start
@@ -200,9 +201,16 @@ def serve(contender: str, task: dict, count: int) -> None:
             sys.exit()
         start = time.perf_counter(), time.process_time()
 
+    return lap
+
+
+def serve(contender: str, task: dict, count: int) -> None:
+    """Do ``count`` units of work for each line on stdin; answer with the seconds."""
     if task["task"] == "log-density":
+        lap = lapper("logits from N(0, 10²)")
         evaluate_density(contender == "aevb", task, count, lap)
     train, source = images(task["likelihood"])
+    lap = lapper(source)
     if contender == "aevb":
         train_ours(task, train, count, lap)
     elif contender == "images":
@@ -216,8 +224,15 @@ def serve(contender: str, task: dict, count: int) -> None:
 # --- the race ---
 
 
-def race(task: dict, count: int, turns: int, threads: int) -> dict:
-    """The contenders take turns: rates, and their ratios to ``aevb``'s."""
+def race(
+    task: dict,
+    count: int,
+    turns: int,
+    threads: int,
+    names: Sequence[str] = (),
+    script: str = __file__,
+) -> dict:
+    """The contenders take turns: rates, and their ratios to the first one's."""
     environment = (
         os.environ
         | {
@@ -226,13 +241,13 @@ def race(task: dict, count: int, turns: int, threads: int) -> dict:
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path[1:]]),
         }
     )
-    names = CONTENDERS[task["task"]]
+    names = names or CONTENDERS[task["task"]]
     processes, laps = {}, {name: [] for name in names}
     try:
         for name in names:
             order = [name, json.dumps(task), str(count)]
             processes[name] = subprocess.Popen(
-                [sys.executable, __file__, "--serve", *order],
+                [sys.executable, script, "--serve", *order],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -253,7 +268,7 @@ def race(task: dict, count: int, turns: int, threads: int) -> dict:
         wall, processor = (
             [
                 other[k] / own[k]
-                for own, other in zip(laps["aevb"], laps[name], strict=True)
+                for own, other in zip(laps[names[0]], laps[name], strict=True)
             ]
             for k in (0, 1)
         )

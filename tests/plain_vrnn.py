@@ -53,8 +53,9 @@ class PlainVRNN(nn.Module):
             states.append(state[0])
         return states[::-1]
 
-    def forward(self, x: Tensor, noise: Tensor | None = None):
-        """x (B, T, D), noise (T, B, L): reconstruction, KL, log-weight, (B,) each."""
+    def forward(self, x: Tensor, noise: Tensor | None = None, weigh: bool = False):
+        """x (B, T, D), noise (T, B, L): reconstruction, KL and, if asked for, the
+        log-weight, (B,) each."""
         states = [(x.new_zeros(len(x), c.hidden_size),) * 2 for c in self.cells]
         seen = self.read(x)
         reconstruction = kl = log_weight = 0.0
@@ -67,8 +68,9 @@ class PlainVRNN(nn.Module):
             log_p = p_x.log_prob(x[:, t]).sum(-1)
             reconstruction = reconstruction + log_p
             kl = kl + kl_divergence(q_z, p_z).sum(-1)
-            log_z = (p_z.log_prob(z) - q_z.log_prob(z)).sum(-1)
-            log_weight = log_weight + log_p + log_z
+            if weigh:
+                log_z = (p_z.log_prob(z) - q_z.log_prob(z)).sum(-1)
+                log_weight = log_weight + log_p + log_z
             value = torch.cat([x[:, t], z], -1)
             for layer, cell in enumerate(self.cells):
                 states[layer] = cell(value, states[layer])

@@ -371,10 +371,14 @@ class VariationalRNN(LatentVariableModel):
         """
         return self.inference(seen, h)
 
+    def draw(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """z_t = μ + σ ε, reparameterised (``eq-vrnn-reparameterisation``)."""
+        return mean + std * noise
+
     def walk(self, x: Tensor, noise: Tensor, lengths: Tensor | None = None) -> Path:
         """Draw z_1, …, z_T, one after the other: the part that cannot be batched.
 
-        z_t = μ_t + σ_t ε_t with the μ_t, σ_t of q(z_t | …), then h_{t+1} from x_t, z_t.
+        :meth:`draw` with the μ, σ of q(z_t | …), then h_{t+1} from x_t and z_t.
 
         Args:
             x: (B, T, D).
@@ -391,7 +395,7 @@ class VariationalRNN(LatentVariableModel):
         for t in range(len(x)):
             h = state[-1][0]  # (K, B, H), the top layer's
             mean, std = infer(t, h)  # (K, B, L)
-            z = mean + std * noise[t]
+            z = self.draw(mean, std, noise[t])
             steps.append((h, z, mean, std))
             state = recur(t, z, state)
         return Path(*map(torch.stack, zip(*steps, strict=True)), state)

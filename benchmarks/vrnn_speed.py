@@ -3,8 +3,9 @@
     python benchmarks/vrnn_speed.py           # also part of: make benchmark
     python benchmarks/vrnn_speed.py --help
 
-Both train the network of chapter 10, at the paper's sizes (two LSTM layers of 256, three
-networks of 500-500 units), on binary images of 28 rows, in batches of 100, with Adam.
+Both train the network of chapter 10, at the paper's sizes (two LSTM layers of 256,
+three networks of 500-500 units), on binary images of 28 rows, in batches of 100, with
+Adam.
 
 * ``plain``: everything in the loop over the rows, with ``nn.LSTMCell``, ``nn.Linear``
   and ``torch.distributions``: the oracle of the tests, ``tests/plain_vrnn.py``.

@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,6 +104,33 @@ def split(examples: Examples, count: int) -> tuple[Examples, Examples]:
             f" are {len(examples)} examples"
         )
     return examples[:count], examples[count:]
+
+
+def rows(examples: Examples, width: int = 28) -> Examples:
+    """The same images as sequences, a row a step: x (N, T * width) -> (N, T, width).
+
+    Of any kind; random kinds are redrawn as before. ``rows`` of ``"binary"`` images are
+    those of the kind ``"rows"``.
+
+    Raises:
+        ValueError: the images are not (N, T * width).
+
+    Example:
+        >>> train, test = map(rows, digits("stochastic"))
+        >>> train.x.shape
+        torch.Size([1437, 28, 28])
+    """
+    if examples.x.ndim != 2 or examples.x.shape[1] % width:
+        raise ValueError(
+            f"rows: x has shape {tuple(examples.x.shape)}; expected (N, T * {width})"
+        )
+    cut = lambda part: None if part is None else part.unflatten(1, (-1, width))  # noqa: E731
+    redraw = examples.redraw and partial(_redraw_rows, examples.redraw)
+    return Examples(cut(examples.x), examples.y, cut(examples.raw), redraw)
+
+
+def _redraw_rows(redraw: Redraw, raw: Tensor, generator: torch.Generator | None):
+    return redraw(raw.flatten(1), generator).view(raw.shape)
 
 
 # --- preprocessing ---------------------------------------------------------------
@@ -431,7 +459,7 @@ class Batches:
         self.inputs = inputs
         self.parts = self.loader = self.redraw = None
         if isinstance(source, Examples):
-            parts = [getattr(source, name) for name in inputs]
+            parts = [getattr(source, name, None) for name in inputs]
             missing = [n for n, part in zip(inputs, parts, strict=True) if part is None]
             if missing:
                 raise ValueError(

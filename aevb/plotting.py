@@ -143,7 +143,12 @@ def ellipse(
     return ax.add_patch(patch)
 
 
-def player(frames: Sequence[Figure | bytes], captions: Sequence[str], alt: str) -> HTML:
+def player(
+    frames: Sequence[Figure | bytes],
+    captions: Sequence[str],
+    alt: str,
+    seconds: float | None = None,
+) -> HTML:
     """Frames that a reader steps through, on a static page and without a kernel.
 
     One HTML output: pictures as data URIs, a slider and two buttons, a caption that
@@ -155,6 +160,8 @@ def player(frames: Sequence[Figure | bytes], captions: Sequence[str], alt: str) 
         frames: matplotlib figures, all of one size (drawn and closed here), or PNGs.
         captions: one line of plain text for each frame.
         alt: what all frames show; each frame's caption is added to it.
+        seconds: that a frame stays while the frames play; a button starts and stops
+            them. None: no such button.
 
     Returns:
         An ``IPython.display.HTML``, to end a cell with.
@@ -178,9 +185,10 @@ def player(frames: Sequence[Figure | bytes], captions: Sequence[str], alt: str) 
     count = len(frames)
     lines = [f"Step {k} of {count}. {text}" for k, text in enumerate(captions, 1)]
     first, described = html.escape(lines[0]), html.escape(f"{alt} {lines[0]}")
-    data = json.dumps({"frames": uris, "lines": lines, "alt": alt}).replace(
-        "<", "\\u003c"
-    )
+    content = {"frames": uris, "lines": lines, "alt": alt}
+    if seconds:
+        content["milliseconds"] = round(1000 * seconds)
+    data = json.dumps(content).replace("<", "\\u003c")
     return HTML(
         f'<div id="{name}" role="group" aria-label="{html.escape(alt)}">\n'
         f'<img src="{uris[0]}" alt="{described}" style="max-width:100%;height:auto">\n'
@@ -240,6 +248,37 @@ function (name, data) {
     back.addEventListener("click", function () { slide.stepDown(); show(); });
     next.addEventListener("click", function () { slide.stepUp(); show(); });
     slide.addEventListener("input", show);
+    if (data.milliseconds) {
+      const play = make("button", "Play", look);
+      let timer = null;
+      const stop = function () {
+        clearInterval(timer);
+        timer = null;
+        play.textContent = "Play";
+        play.setAttribute("aria-label", "Play");
+        text.setAttribute("aria-live", "polite");
+      };
+      const tick = function () {
+        slide.stepUp();
+        show();
+        if (Number(slide.value) === data.frames.length) stop();
+      };
+      play.type = "button";
+      play.style.padding = "0 .6em";
+      play.textContent = "Play";
+      play.addEventListener("click", function () {
+        if (timer !== null) return stop();
+        if (Number(slide.value) === data.frames.length) slide.value = 1;
+        show();
+        play.textContent = "Pause";
+        play.setAttribute("aria-label", "Pause");
+        text.setAttribute("aria-live", "off");
+        timer = setInterval(tick, data.milliseconds);
+      });
+      bar.insertBefore(play, back);
+      [back, next].forEach(function (b) { b.addEventListener("click", stop); });
+      slide.addEventListener("input", stop);
+    }
     box.insertBefore(bar, text);
     show();
   });

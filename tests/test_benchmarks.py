@@ -79,3 +79,23 @@ def test_gmvae_speed_contenders_compute_the_same():
     torch.manual_seed(1)
     repeated = gmvae_speed.repeated(model, x)
     torch.testing.assert_close(ours.elbo, repeated.elbo, rtol=1e-5, atol=1e-3)
+
+
+def test_vrnn_speed_measures_both_precisions(tmp_path, monkeypatch):
+    monkeypatch.setenv("AEVB_DATA", str(tmp_path))
+    output = tmp_path / "latest.json"
+    short = "--small --turns 2 --steps 2 --batch-size 10 --threads 1 --output"
+    run = subprocess.run(
+        [sys.executable, "benchmarks/vrnn_speed.py", *short.split(), output],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(output.read_text())
+    single, low = (result["results"] for result in report["results"])
+    assert list(single) == ["aevb", "plain"]
+    assert list(low) == ["aevb bfloat16", "plain", "plain bfloat16"]
+    for found in (*single.values(), *low.values()):
+        assert found["rate"]["low"] > 0 and found["ratio"]["median"] > 0
+    assert {r["data"] for r in report["results"]} == {"random bits"}

@@ -189,6 +189,34 @@ def test_data_leave_the_global_generators_alone():
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
 
 
+def test_rows_are_the_same_images_row_by_row():
+    flat, _ = data.digits("binary")
+    assert torch.equal(data.rows(flat).x, data.digits("rows")[0].x)
+    assert data.rows(flat).redraw is None and data.rows(flat).raw is None
+    images, _ = data.digits("stochastic")
+    rows = data.rows(images)
+    assert torch.equal(rows.x.flatten(1), images.x) and torch.equal(rows.y, images.y)
+    fresh = rows.redraw(rows.raw[:9], torch.Generator().manual_seed(5))
+    expected = images.redraw(images.raw[:9], torch.Generator().manual_seed(5))
+    assert fresh.shape == (9, 28, 28) and torch.equal(fresh.flatten(1), expected)
+    assert data.rows(images, width=14).x.shape == (1437, 56, 14)
+    assert rows[2:5].x.shape == (3, 28, 28)
+
+
+def test_rows_are_redrawn_for_each_batch():
+    rows = data.rows(data.digits("stochastic")[0][:20])
+    batches = Batches(rows, batch_size=20, shuffle=True)
+    torch.manual_seed(0)
+    (first,), (second,) = [next(iter(batches)) for _ in range(2)]
+    assert first.shape == (20, 28, 28) and not torch.equal(first.sum(0), second.sum(0))
+
+
+@pytest.mark.parametrize("shape", [(3, 783), (3, 28, 28)])
+def test_rows_of_something_else_are_refused(shape):
+    with pytest.raises(ValueError, match=r"rows: x has shape .*expected \(N, T \* 28"):
+        data.rows(Examples(torch.zeros(shape)))
+
+
 @pytest.mark.parametrize("function", [data.digits, data.mnist])
 def test_unknown_kind(function):
     expected = rf"{function.__name__}: kind is 'gray'; expected one of .*'grey'"

@@ -73,3 +73,12 @@ def test_the_script_has_every_frame():
 def test_bad_input(frames, captions):
     with pytest.raises(ValueError, match=r"player: \d frames and \d captions"):
         player(frames, captions, "alt")
+
+
+def test_it_plays_where_that_is_asked_for():
+    captions = ["one", "two"]
+    still = player(figures(2), captions, "A line").data
+    moving = player(figures(2), captions, "A line", seconds=0.25).data
+    assert '"milliseconds": 250' in moving and 'milliseconds":' not in still
+    script = moving.partition("<script>")[2]
+    assert '"Play"' in script and '"Pause"' in script and "autoplay" not in script

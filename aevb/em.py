@@ -40,6 +40,7 @@ __all__ = [
     "factor_e_step",
     "factor_elbo",
     "factor_m_step",
+    "merge_components",
     "mixture_e_step",
     "mixture_elbo",
     "mixture_log_joint",
@@ -197,6 +198,50 @@ def mixture_elbo(
     log_joint = mixture_log_joint(x, params)
     terms = torch.where(q > 0, q * log_joint, 0.0) - torch.special.xlogy(q, q)
     return terms.sum(-1)
+
+
+def merge_components(responsibilities: Tensor, count: int) -> Tensor:
+    """Group the components of a mixture by how much they overlap: (K,) int64.
+
+    Many components describe a crowd of points that is no Gaussian; they share its
+    points. The overlap of two, Σ_n r_nj r_nk (``eq-gmvae-overlap``), is the weight of
+    an edge between them, and the graph is cut into ``count`` parts of which each
+    overlaps little with the others for its size: a normalised cut, found by spectral
+    clustering. The columns may come from several fits, side by side: then two
+    components of different fits that describe the same points overlap as well.
+
+    Args:
+        responsibilities: (N, K), not negative; rows need not sum to 1.
+        count: number of groups, at most K.
+
+    Returns:
+        The group of each component, numbers from 0 to ``count`` - 1.
+
+    Raises:
+        ValueError: another shape, a negative or infinite number, or a ``count`` that
+            is not between 1 and K.
+
+    >>> r = torch.tensor([[0.5, 0.5, 0.0], [0.6, 0.4, 0.0], [0.0, 0.1, 0.9]])
+    >>> first, second, third = merge_components(r, 2).tolist()
+    >>> first == second, first == third
+    (True, False)
+    """
+    from sklearn.cluster import SpectralClustering
+
+    r = _observations(responsibilities)
+    _positive_int("count", count)
+    if (r < 0).any():
+        raise ValueError("responsibilities hold a negative number")
+    if count > r.shape[1]:
+        raise ValueError(f"count is {count}; expected at most {r.shape[1]} components")
+    if count in (1, r.shape[1]):  # nothing to cut, or everything
+        return torch.arange(r.shape[1]) % count
+    overlap = r.mT @ r  # (K, K)
+    overlap = overlap + 1e-12 * overlap.mean()  # in one piece, if only just
+    cut = SpectralClustering(
+        count, affinity="precomputed", assign_labels="cluster_qr", random_state=0
+    )
+    return torch.from_numpy(cut.fit_predict(overlap.cpu().numpy())).long()
 
 
 def _floor(covariances: Tensor, smallest: float) -> Tensor:

@@ -191,6 +191,43 @@ def marginalised(
     return ElboTerms(reconstruction, (q_y.probs * kl_z).sum(-1) + kl_y)
 
 
+def labelled(
+    model: LatentVariableModel,
+    x: Tensor,
+    y: Tensor,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """For a class y beside z, where the classes of the examples are given.
+
+    (1/S) Σ_s log p(x | y, z_s) - KL(q(z | x, y) ‖ p(z | y)) + log p(y) + log q(y | x)
+
+    (``eq-gmvae-labelled``): the bound of a conditional VAE, and a classifier that is
+    trained beside it; for labelled examples, Kingma et al. (2014). Since
+    log q(y | x) <= 0, its mean is a lower bound on log p(x, y).
+
+    Args:
+        model: as for :func:`marginalised`.
+        x: (B, D).
+        y: (B,) int64.
+        num_samples: S.
+        generator: for the draws; the global one if None.
+
+    Returns:
+        :class:`~aevb.model.ElboTerms`, nats, (B,) each; ``kl`` holds all but the
+        log-likelihood.
+
+    Raises:
+        ValueError: num_samples < 1.
+    """
+    check_count("num_samples", num_samples)
+    q_z = model.posterior(x, y)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, L)
+    log_p = model.likelihood(z, y).log_prob(x)  # (S, B)
+    log_y = model.class_prior().log_prob(y) + model.class_posterior(x).log_prob(y)
+    return ElboTerms(log_p.mean(0), kl_divergence(q_z, model.prior(y)) - log_y)
+
+
 def categorical_kl(q: Categorical, p: Categorical) -> Tensor:
     """KL(q ‖ p) = Σ_y q(y) log(q(y) / p(y)), nats (``eq-gmvae-class-kl``).
 

@@ -446,3 +446,29 @@ def test_posteriors_are_distributions_with_a_gap_that_is_a_divergence():
     bound = em.factor_elbo(x, model.parameters, q.loc, q.covariance_matrix)
     gap = model.log_likelihood(x) - bound
     np.testing.assert_allclose(gap, kl_divergence(q, exact), atol=1e-10)
+
+
+# ---------------------------------------------------------------- merging components
+
+
+def test_merge_components_limits():
+    r = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    assert em.merge_components(r, 1).tolist() == [0, 0, 0, 0]
+    assert em.merge_components(r, 4).tolist() == [0, 1, 2, 3]
+    assert set(em.merge_components(r, 2).tolist()) == {0, 1}
+    apart = torch.eye(4)[torch.arange(20) % 4]  # no overlap at all
+    assert len(em.merge_components(apart, 3).unique()) == 3
+
+
+@pytest.mark.parametrize(
+    ("r", "count", "message"),
+    [
+        (torch.ones(3, 2), 3, "count is 3; expected at most 2 components"),
+        (torch.ones(3, 2), 0, "count is 0; expected a whole number >= 1"),
+        (-torch.ones(3, 2), 1, "negative"),
+        (torch.ones(3), 1, "shape"),
+    ],
+)
+def test_merge_components_names_what_is_wrong(r, count, message):
+    with pytest.raises(ValueError, match=message):
+        em.merge_components(r, count)

@@ -278,3 +278,29 @@ def test_check_names_what_is_wrong():
         fit(model, torch.zeros(3, 5), steps=1, progress=False)
     with pytest.raises(ValueError, match="0 or 1"):
         fit(model, torch.full((3, 784), 0.5), steps=1, progress=False)
+
+
+@EACH
+def test_given_classes_train_both_networks(x, condition):
+    """The CVAE's bound, and a classifier: what `fit` maximises once it is told y."""
+    model = small(condition=condition, hidden=(32,))
+    y = torch.tensor([0, 1, 2, 1])
+    ours, cvae = (
+        elbo(model, x, y, generator=torch.Generator().manual_seed(0))
+        for elbo in (GaussianMixtureVAE.elbo, ConditionalVAE.elbo)
+    )
+    log_q = model.class_posterior(x).log_prob(y)
+    assert torch.equal(ours.reconstruction, cvae.reconstruction)
+    assert torch.allclose(ours.kl, cvae.kl - log_q + math.log(3))
+    model.inputs = ("x", "y")
+    fit(model, (x, y), steps=300, lr=1e-2, progress=False)
+    assert torch.equal(model.cluster(x), y)
+    model.inputs = ("x",)
+    assert len(fit(model, x, steps=1, progress=False).train_elbo) == 1
+
+
+def test_check_of_given_classes():
+    model = GaussianMixtureVAE(hidden=(8,))
+    model.inputs = ("x", "y")
+    with pytest.raises(ValueError, match="labels from 10"):
+        fit(model, (torch.zeros(1, 784), torch.tensor([10])), steps=1, progress=False)

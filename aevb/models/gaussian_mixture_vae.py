@@ -29,8 +29,10 @@ class GaussianMixtureVAE(ConditionalVAE):
 
     :meth:`prior`, :meth:`likelihood` and :meth:`posterior` take y as those of
     :class:`~aevb.models.conditional_vae.ConditionalVAE` do; without y they sum it out,
-    and are mixtures of C components. :meth:`elbo` sums over y as well
-    (:func:`aevb.estimators.marginalised`).
+    and are mixtures of C components. :meth:`elbo` sums over y as well.
+
+    To train with given classes, set ``model.inputs = ("x", "y")``, and back to
+    ``("x",)`` to train without.
 
     The defaults are the tutorial paper's (Yang, 2022).
 
@@ -125,14 +127,21 @@ class GaussianMixtureVAE(ConditionalVAE):
     def elbo(
         self,
         x: Tensor,
+        y: Tensor | None = None,
         *,
         num_samples: int = 1,
         generator: torch.Generator | None = None,
     ) -> ElboTerms:
-        """The ELBO with the sum over y computed: see ``marginalised``."""
-        from aevb.estimators import marginalised
+        """The ELBO, with the sum over y computed; with y, its form for known classes.
 
-        return marginalised(self, x, num_samples=num_samples, generator=generator)
+        See :func:`aevb.estimators.marginalised` and :func:`aevb.estimators.labelled`.
+        """
+        from aevb.estimators import labelled, marginalised
+
+        options = {"num_samples": num_samples, "generator": generator}
+        if y is None:
+            return marginalised(self, x, **options)
+        return labelled(self, x, y, **options)
 
     def log_weights(
         self,
@@ -179,7 +188,9 @@ class GaussianMixtureVAE(ConditionalVAE):
         y = rsample(self.class_prior(), (n,), generator)
         return super().sample(1, y, **options)[0]
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor, y: Tensor | None = None) -> None:
+        if y is not None:
+            return super().check(x, y)
         decoder = self.generative["decoder"]
         check_batch(x, self.data_dim, decoder[-1], self.zero.dtype)
 

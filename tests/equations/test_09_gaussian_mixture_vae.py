@@ -9,7 +9,7 @@ import torch
 from scipy import integrate, special, stats
 from torch.nn.utils import parameters_to_vector
 
-from aevb import estimators, evaluation
+from aevb import em, estimators, evaluation
 from aevb.distributions import rsample
 from aevb.estimators import gradient_samples, gumbel_softmax, marginalised
 from aevb.models import GaussianMixtureVAE
@@ -361,3 +361,64 @@ def test_eq_clustering_accuracy():
             for m in set(itertools.permutations(names, clusters))
         )
         assert evaluation.clustering_accuracy(predicted, y) == pytest.approx(best)
+
+
+def test_eq_gmvae_class_optimum(x):
+    """No other q(y | x) does better, and the loss is the divergence."""
+    model = make(classes=3)
+    with torch.no_grad():
+        f = torch.stack(
+            [
+                torch.sub(*by_quadrature(model, x, one_hot(k, model).expand(3, -1)))
+                for k in range(3)
+            ],
+            -1,
+        )
+        best = special.softmax(f.numpy(), -1)
+        highest = np.log(np.mean(np.exp(f.numpy()), -1))
+        q = model.class_posterior(x).probs.numpy()
+        loss = [stats.entropy(a, b) for a, b in zip(q, best, strict=True)]
+        bound = exact_elbo(model, x).numpy()
+    assert bound == pytest.approx(highest - np.array(loss))
+
+
+def test_eq_gmvae_labelled(x):
+    """Against quadrature, and below log p(x, y) by a sum over a grid."""
+    model = make(classes=3)
+    y = torch.tensor([2, 0, 1])
+    log_p, kl = by_quadrature(model, x, one_hot(y, model))
+    log_q = model.inference["classifier"](x).log_softmax(-1)[range(3), y]
+    exact = (log_p - kl + log_q - math.log(3)).detach()
+    with torch.no_grad():
+        values = torch.stack(
+            [estimators.labelled(model, x, y, 100).elbo for _ in range(200)]
+        )
+    assert agrees(values.mean(0), values.std(0) / 200**0.5, exact)
+    z = torch.linspace(-15, 15, 3000).double()[:, None, None]
+    with torch.no_grad():
+        joint = model.prior(y).log_prob(z) + model.likelihood(z).log_prob(x)
+    evidence = joint.logsumexp(0) + math.log(30 / 2999) - math.log(3)
+    assert (exact < evidence).all()
+
+
+def test_eq_gmvae_overlap():
+    """Groups of components that overlap, whatever their order, and of two fits."""
+    g = torch.Generator().manual_seed(0)
+    crowd = torch.arange(600) % 3
+    weights = torch.rand(600, 9, generator=g).double()
+    own = torch.arange(9) // 3 == crowd[:, None]  # three components for each crowd
+    r = weights * torch.where(own, 1.0, 0.02)
+    r = r / r.sum(-1, keepdim=True)
+    order = torch.randperm(9, generator=g)
+    groups = em.merge_components(r[:, order], 3)
+    by_crowd = [set(groups[order // 3 == k].tolist()) for k in range(3)]
+    assert [len(s) for s in by_crowd] == [1, 1, 1] and len(set.union(*by_crowd)) == 3
+    both = em.merge_components(torch.cat([r, r[:, order]], 1), 3)
+    assert torch.equal(both[:9][order], both[9:])
+    by_hand = r.T @ r
+    cut = sum(by_hand[both[:9] == k][:, both[:9] != k].sum() for k in range(3))
+    for swap in range(8):  # the plain sum over pairs agrees: no single move does better
+        other = both[:9].clone()
+        other[swap] = (other[swap] + 1) % 3
+        worse = sum(by_hand[other == k][:, other != k].sum() for k in range(3))
+        assert worse > cut

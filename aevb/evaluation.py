@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,22 @@ def elbo(
     return _estimate(terms(model, data, num_samples, seed).elbo)
 
 
+def _log_mean(draw: Callable[..., Tensor], num_samples: int) -> Tensor:
+    """log (1/K) Σ_k exp(w_k) of K logarithms w_k (K, B), without all of them: (B,).
+
+    Args:
+        draw: ``draw(num_samples=k)`` gives k of them, (k, B).
+        num_samples: K.
+    """
+    total, left = None, num_samples
+    while left:
+        count = min(left, 100)  # 100 x 100 x D numbers at a time
+        part = draw(num_samples=count).double().logsumexp(0)
+        total = part if total is None else torch.logaddexp(total, part)
+        left -= count
+    return total - math.log(num_samples)
+
+
 def log_likelihood(
     model: LatentVariableModel,
     data,
@@ -131,16 +148,8 @@ def log_likelihood(
     with _evaluating(model, seed) as generator:
         batches = _batches(model, data, examples)
         for batch in progress(batches) if progress else batches:
-            total = batch[0].new_full((len(batch[0]),), -math.inf, dtype=torch.float64)
-            left = num_samples
-            while left:
-                count = min(left, 100)  # 100 x 100 x D numbers at a time
-                log_w = model.log_weights(
-                    *batch, num_samples=count, generator=generator
-                )  # (count, B)
-                total = torch.logaddexp(total, log_w.double().logsumexp(0))
-                left -= count
-            values.append(total - math.log(num_samples))
+            draw = partial(model.log_weights, *batch, generator=generator)
+            values.append(_log_mean(draw, num_samples))
     return _estimate(torch.cat(values))
 
 
@@ -176,15 +185,12 @@ def naive_log_likelihood(
     values = []
     with _evaluating(model, seed) as generator:
         for (x,) in _batches(model, data, 100):
-            total = x.new_full((len(x),), -math.inf, dtype=torch.float64)
-            left = num_samples
-            while left:
-                count = min(left, 100)  # 100 x 100 x D numbers at a time
-                z = rsample(model.prior(), (count, len(x)), generator)  # (S, B, L)
-                log_p = model.likelihood(z).log_prob(x)  # (S, B)
-                total = torch.logaddexp(total, log_p.double().logsumexp(0))
-                left -= count
-            values.append(total - math.log(num_samples))
+
+            def log_p(num_samples: int, x: Tensor = x) -> Tensor:
+                z = rsample(model.prior(), (num_samples, len(x)), generator)
+                return model.likelihood(z).log_prob(x)  # z (S, B, L) -> (S, B)
+
+            values.append(_log_mean(log_p, num_samples))
     return _estimate(torch.cat(values))
 
 

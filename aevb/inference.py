@@ -10,7 +10,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from aevb.distributions import diagonal_normal, rsample
 from aevb.model import ElboTerms, LatentVariableModel, check_count
-from aevb.networks import SMALLEST_STD, positive
+from aevb.networks import SMALLEST_STD, positive, unconstrained
 
 FAMILIES = ("diagonal", "full")
 
@@ -91,10 +91,8 @@ class PerPointPosterior(nn.Module):
             )
         if not (std > 2 * SMALLEST_STD).all():
             raise ValueError(f"the smallest std is {std.min()}; expected more than 0")
-        std = std - SMALLEST_STD
-        raw = std + (-(-std).expm1()).log()  # the softplus inverted
         self.mean = nn.Parameter(mean.detach().clone())
-        self.raw = nn.Parameter(raw.detach())
+        self.raw = nn.Parameter(unconstrained(std.detach()))
         self.below = None
         if family == "full":
             count, size = mean.shape

@@ -24,6 +24,17 @@ def positive(unconstrained: Tensor) -> Tensor:
     return F.softplus(unconstrained) + SMALLEST_STD
 
 
+def unconstrained(std: Tensor) -> Tensor:
+    """The a with :func:`positive` (a) = ``std``: where to start a standard deviation.
+
+    Example:
+        >>> positive(unconstrained(torch.tensor([0.5, 2.0])))
+        tensor([0.5000, 2.0000])
+    """
+    std = std - SMALLEST_STD
+    return std + (-torch.expm1(-std)).log()  # log(exp(std) - 1), without overflow
+
+
 class Linear(nn.Linear):
     """A linear layer on several inputs, as if they were joined end to end.
 

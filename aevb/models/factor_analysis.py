@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from aevb.distributions import diagonal_normal
 from aevb.model import LatentVariableModel, check_batch, check_count
-from aevb.networks import SMALLEST_STD, positive
+from aevb.networks import SMALLEST_STD, positive, unconstrained
 
 
 class LinearGaussian(nn.Module):
@@ -118,9 +118,7 @@ class FactorAnalysis(LatentVariableModel):
         model = cls(data_dim=data_dim, latent_dim=latent_dim, posterior=posterior)
         with torch.no_grad():
             model.generative.loadings.copy_(loadings)
-            std = noise_scale.double() - SMALLEST_STD
-            raw = std + (-(-std).expm1()).log()  # softplus inverted: log(exp(std) - 1)
-            model.generative.noise.copy_(raw)
+            model.generative.noise.copy_(unconstrained(noise_scale.double()))
         return model
 
     @property

@@ -30,7 +30,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-from training_speed import stopwatch, machine, race  # noqa: E402
+from training_speed import machine, race, stopwatch  # noqa: E402
 
 PAPER = {"recurrent": [256, 256], "hidden": [500, 500]}
 SMALL = {"recurrent": [16, 16], "hidden": [16, 16]}

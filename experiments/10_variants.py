@@ -1,6 +1,6 @@
 """What a forgotten ``rsample`` costs, what z brings, and which posterior is better.
 
-    AEVB_DATA=... python experiments/10_variants.py [--only NAME ...] [--out FILE]
+    AEVB_DATA=... python experiments/10_variants.py [--seeds 0] [--out FILE]
 
 The chapter's variational RNN on rows of binary MNIST, in five variants that share
 sizes, settings and seed, and so the initial weights of the parts that they have in
@@ -16,19 +16,13 @@ Trained on the first five sixths of the training images; the curves are those of
 of the others, the results those of the test images. ``weighted`` is the
 importance-weighted bound with K draws for each of the images of a fixed subset,
 ``subset`` the ELBO of the same images. A finished run is written at once, so the study
-can be stopped and started again; runs that are in the file already, from the same code
-and settings, are not repeated. ``AEVB_FAST=1`` takes a handful of steps on the bundled
-digits.
+can be stopped and started again. ``AEVB_FAST=1`` takes a handful of steps on the
+bundled digits.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import sys
-import time
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -36,15 +30,11 @@ import torch
 from aevb import data, evaluation, fit, models
 from aevb.model import ElboTerms
 from aevb.notebook import budget, images
-from aevb.training import choose_device
 
-HERE = Path(__file__).resolve()
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.stamps import script_sha256  # noqa: E402
+from tools import studies
 
-OUT = ROOT / "book" / "results" / "10_variants.json"
 MODEL = {"latent_dim": 2, "recurrent": [128], "hidden": [200, 200]}
 TRAINING = {
     "epochs": budget(10, fast=1),
@@ -78,10 +68,10 @@ class WithoutZ(models.VariationalRNN):
 
 VARIANTS = {
     "filtering": (models.VariationalRNN, "filtering", "binary"),
-    "smoothing": (models.VariationalRNN, "smoothing", "binary"),
+    "dynamic": (models.VariationalRNN, "filtering", "stochastic"),
     "sample": (PlainSample, "filtering", "binary"),
     "no z": (WithoutZ, "filtering", "binary"),
-    "dynamic": (models.VariationalRNN, "filtering", "stochastic"),
+    "smoothing": (models.VariationalRNN, "smoothing", "binary"),
 }
 
 
@@ -92,16 +82,12 @@ def run(variant: str, seed: int) -> dict:
     fitting, validation = data.split(train, len(train) * 5 // 6)
     torch.manual_seed(seed)
     model = kind(posterior=posterior, **MODEL)
-    start = time.perf_counter()
     history = fit(model, fitting, test=validation[:2000], seed=seed, **TRAINING)
-    seconds = time.perf_counter() - start
     terms = evaluation.terms(model, test)
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
     some = test[chosen[:SUBSET]]
     result = {
-        "variant": variant,
-        "seed": seed,
-        "seconds": round(seconds, 1),
+        "training_seconds": round(history.seconds[-1], 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "elbo": mean(terms.elbo),
         "reconstruction": mean(terms.reconstruction),
@@ -128,56 +114,9 @@ def mean(values: torch.Tensor) -> float:
     return round(values.double().mean().item(), 4)
 
 
-def stamp(seconds: float) -> dict[str, str | float]:
-    """Where the numbers come from."""
-    return {
-        "script": HERE.relative_to(ROOT).as_posix(),
-        "code_sha256": script_sha256(HERE),
-        "torch": torch.__version__,
-        "device": str(choose_device()),
-        "seconds": round(seconds, 1),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def finished(path: Path) -> list[dict]:
-    """The runs in the file, if this code made them."""
-    if not path.exists():
-        return []
-    old = json.loads(path.read_text(encoding="utf-8"))
-    same = old.get("stamp", {}).get("code_sha256") == script_sha256(HERE)
-    return old["runs"] if same and old["settings"] == SETTINGS else []
-
-
-def write(path: Path, runs: list[dict]) -> None:
-    """Replace the file in one step: it is never half written."""
-    seconds = sum(r["seconds"] for r in runs)
-    result = {"stamp": stamp(seconds), "settings": SETTINGS, "runs": runs}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
-    runs = finished(args.out)
-    order = list(VARIANTS)
-    for seed, variant in product(args.seeds, args.only):
-        if any((r["seed"], r["variant"]) == (seed, variant) for r in runs):
-            print(f"{variant}, seed {seed}: there already")
-            continue
-        result = run(variant, seed)
-        runs.append(result)
-        runs.sort(key=lambda r: (r["seed"], order.index(r["variant"])))
-        write(args.out, runs)
-        shown = ("variant", "seed", "seconds", "elbo", "kl", "subset", "weighted")
-        print({name: result[name] for name in shown if name in result}, flush=True)
+def jobs(seeds: list[int]) -> list[studies.Job]:
+    return [{"variant": v, "seed": seed} for seed in seeds for v in VARIANTS]
 
 
 if __name__ == "__main__":
-    main()
+    studies.conduct(__file__, SETTINGS, jobs, run, seeds=(0,))

@@ -59,7 +59,7 @@ SETTINGS = {
     "vae": {"epochs": budget(12, fast=1), "lr": 1e-3},
     "em": {
         "active": 0.1,  # variance of a code's coordinate, relative to the largest
-        "examples": budget(20000, fast=500),
+        "examples": budget(30000, fast=500),
         "num_components": budget(40, fast=12),
         "restarts": budget(4, fast=2),
         "tolerance": 2e-3,

@@ -61,7 +61,7 @@ SETTINGS = {
         "precision": budget("bfloat16", fast=None),
     },
     "grey": {"epochs": budget(20, fast=1)},
-    "binary": {"epochs": budget(40, fast=1), "kl_warmup": 0.3},
+    "binary": {"epochs": budget(60, fast=1), "kl_warmup": 0.3},
     "classifier": {"hidden": (500,), "dropout": 0.5, "epochs": budget(8, fast=2)},
     "generated": budget(100, fast=4),  # digits of each label
     "refit": {"num_components": budget(10, fast=2), "regularization": 1e-3},

@@ -120,6 +120,16 @@ def test_the_elbo_is_the_sum_of_its_parts(condition):
     assert ((other.elbo - terms.elbo).abs() < 4.5 * error).all()
 
 
+def test_label_and_code_start_equally_loud_in_the_decoder():
+    """For z ~ N(0, I), each adds the same variance to the first layer's outputs."""
+    first = ConditionalVAE(hidden=(400,), latent_dim=25).generative["decoder"][0][0]
+    z, y = torch.randn(2000, 25), torch.eye(10)
+    with torch.no_grad():
+        of_z, of_y = (part.T for part in first.weight.split(first.sizes, 1))
+        ratio = (z @ of_z).var(0).mean() / (y @ of_y).var()
+    assert 0.9 < ratio < 1.1
+
+
 def test_the_likelihood_looks_at_the_label_or_does_not():
     z = torch.randn(4, 3)
     for condition in CONDITIONS:

@@ -32,6 +32,10 @@ class ConditionalVAE(LatentVariableModel):
     and a first layer is applied to each by itself: C classes beside B images cost one
     product with the images.
 
+    In the decoder the label's weights start √L times as large as Glorot's rule has
+    them, so that y is heard beside the L coordinates of z. A model that does not listen
+    to y early puts it into the code, where it stays.
+
     The defaults are the tutorial paper's (Yang, 2022); Sohn et al. (2015).
 
     Args:
@@ -79,6 +83,9 @@ class ConditionalVAE(LatentVariableModel):
         sees_y = condition != "prior"
         inputs = (latent_dim, num_classes) if sees_y else latent_dim
         body = MLP(inputs, tuple(reversed(hidden)), dropout)
+        if sees_y:
+            with torch.no_grad():  # z has L coordinates of unit size, a one-hot y one
+                body[0].weight[:, latent_dim:] *= latent_dim**0.5
         head = likelihood_head(likelihood, body.features, data_dim)
         self.generative = nn.ModuleDict({"decoder": Chain(body, head)})
         if condition != "likelihood":

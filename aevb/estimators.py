@@ -156,6 +156,8 @@ def marginalised(
     x: Tensor,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    *,
+    negligible: float = 0.0,
 ) -> ElboTerms:
     """For a latent class y beside z: the sum over y computed, z sampled for each y.
 
@@ -163,7 +165,9 @@ def marginalised(
     - KL(q(y | x) ‖ p(y)),  z_ys ~ q(z | x, y) reparameterised
 
     (``eq-gmvae-marginalised``). An unbiased estimate of the ELBO, value and gradient;
-    no discrete draw is made. It costs a pass of the decoder for each class.
+    no discrete draw is made. It costs a pass of the decoder for each class, or, once
+    q(y | x) is sure of most images, a fraction of that: a class of negligible weight
+    adds nothing to the sum and can be left out.
 
     Args:
         model: a :class:`~aevb.models.GaussianMixtureVAE`, or another model with
@@ -172,6 +176,9 @@ def marginalised(
         x: (B, D).
         num_samples: S.
         generator: for the draws; the global one if None.
+        negligible: classes of at most this weight are left out. 1e-8 is below the
+            rounding of a sum in single precision. With 0 none are, and the estimator
+            can be mapped over (``vmap``).
 
     Returns:
         :class:`~aevb.model.ElboTerms`, nats, (B,) each: ``reconstruction`` is the
@@ -182,13 +189,27 @@ def marginalised(
     """
     check_count("num_samples", num_samples)
     q_y = model.class_posterior(x)  # (B,) over C classes
-    q_z = model.posterior(x.unsqueeze(1), model.classes)  # (B, C)
-    z = rsample(q_z, (num_samples,), generator)  # (S, B, C, L)
-    log_p = model.likelihood(z, model.classes).log_prob(x.unsqueeze(1))  # (S, B, C)
-    kl_z = kl_divergence(q_z, model.prior(model.classes))  # (B, C)
-    reconstruction = (q_y.probs * log_p.mean(0)).sum(-1)
-    kl_y = categorical_kl(q_y, model.class_prior())
-    return ElboTerms(reconstruction, (q_y.probs * kl_z).sum(-1) + kl_y)
+    weights, kept = q_y.probs, None
+    if negligible:
+        kept = (weights > negligible).nonzero(as_tuple=True)
+        if 2 * len(kept[0]) > weights.numel():  # x once for all classes is cheaper
+            kept = None
+    if kept is None:
+        images, classes = x.unsqueeze(1), model.classes  # broadcast to (B, C)
+    else:
+        images, classes = x[kept[0]], model.classes[kept[1]]  # (P,), the pairs kept
+        weights = weights[kept]
+    q_z = model.posterior(images, classes)
+    z = rsample(q_z, (num_samples,), generator)  # (S, B, C, L) or (S, P, L)
+    log_p = model.likelihood(z, classes).log_prob(images).mean(0)
+    kl_z = kl_divergence(q_z, model.prior(classes))
+    log_p, kl_z = weights * log_p, weights * kl_z
+    if kept is None:
+        log_p, kl_z = log_p.sum(-1), kl_z.sum(-1)
+    else:
+        nothing = torch.zeros_like(q_y.logits[..., 0])  # (B,)
+        log_p, kl_z = (nothing.index_add(0, kept[0], part) for part in (log_p, kl_z))
+    return ElboTerms(log_p, kl_z + categorical_kl(q_y, model.class_prior()))
 
 
 def labelled(

@@ -9,6 +9,7 @@ from torch.distributions import MixtureSameFamily, kl_divergence
 
 from aevb import evaluation, fit
 from aevb.distributions import rsample
+from aevb.estimators import marginalised
 from aevb.models import VAE, ConditionalVAE, GaussianMixtureVAE
 
 CONDITIONS = ("prior", "likelihood", "both")
@@ -304,3 +305,34 @@ def test_check_of_given_classes():
     model.inputs = ("x", "y")
     with pytest.raises(ValueError, match="labels from 10"):
         fit(model, (torch.zeros(1, 784), torch.tensor([10])), steps=1, progress=False)
+
+
+def test_classes_of_negligible_weight_are_left_out():
+    """Value and gradient stay the same, with draws that hardly deviate."""
+    model = small(num_classes=4, hidden=(8,))
+    x = torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=torch.float64))
+    seen = []
+    with torch.no_grad():
+        model.inference["encoder"][-1].std.bias.fill_(-30.0)  # z is its mean
+        last = model.inference["classifier"][-1]
+        last.weight.copy_(30 * torch.randn_like(last.weight))
+        last.bias.copy_(20 * torch.randn_like(last.bias))
+        q_y = model.class_posterior(x).probs
+    handle = model.generative["decoder"][0].register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].shape)
+    )
+    gradients = []
+    for negligible in (0.0, 1e-8):
+        terms = marginalised(model, x, num_samples=3, negligible=negligible)
+        model.zero_grad()
+        terms.elbo.sum().backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters()] + [terms.elbo])
+        )
+    handle.remove()
+    pairs = int((q_y > 1e-8).sum())
+    assert 6 <= pairs < 12 and seen == [(3, 6, 4, 2), (3, pairs, 2)]
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        last.weight.zero_(), last.bias.zero_()
+        assert model.elbo(x).elbo.shape == (6,)  # all classes count: all at once

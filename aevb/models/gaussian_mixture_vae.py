@@ -140,7 +140,7 @@ class GaussianMixtureVAE(ConditionalVAE):
 
         options = {"num_samples": num_samples, "generator": generator}
         if y is None:
-            return marginalised(self, x, **options)
+            return marginalised(self, x, **options, negligible=1e-8)
         return labelled(self, x, y, **options)
 
     def log_weights(

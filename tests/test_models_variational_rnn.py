@@ -226,6 +226,18 @@ def test_two_backward_passes_add_up():
         torch.testing.assert_close(p.grad, 2 * first)
 
 
+def test_a_gradient_in_some_parameters_leaves_no_trace_in_the_next():
+    """The walk remembers its calls until weights ask for them; these did not ask."""
+    model, x = small(), binary(3, 4, 5)
+    loss = model.elbo(x, generator=seeded()).elbo.sum()
+    expected = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+    for half in (model.inference, model.generative["prior"]):
+        torch.autograd.grad(loss, [*half.parameters()], retain_graph=True)
+    again = torch.autograd.grad(loss, [*model.parameters()])
+    for first, second in zip(expected, again, strict=True):
+        torch.testing.assert_close(first, second)
+
+
 def test_gradients_of_many_draws_at_once():
     """torch.func maps over the loop, and its mean gradient is the one of many draws."""
     model, x = small(), binary(2, 3, 5)

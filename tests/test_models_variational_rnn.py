@@ -174,6 +174,19 @@ def test_the_reconstructions_gradient_reaches_phi_through_z(posterior):
         assert p.grad is not None and p.grad.any(), name
 
 
+def test_a_plain_sample_would_be_noticed():
+    """The same check on a model whose draws carry no gradient, as `sample` gives."""
+
+    class PlainSample(VariationalRNN):
+        def draw(self, mean, std, noise):
+            return super().draw(mean, std, noise).detach()
+
+    model = PlainSample(**SMALL)
+    gain = model.elbo(binary(8, 6, 5)).reconstruction.sum()
+    phi = [*model.inference.parameters()]
+    assert set(torch.autograd.grad(gain, phi, allow_unused=True)) == {None}
+
+
 def test_gradient_is_that_of_finite_differences():
     model = small().double()
     for p in model.parameters():  # h_1 = 0 and biases of 0 are a kink of the ReLU

@@ -13,6 +13,8 @@ kind            a pixel of value v in 0..255 becomes            shape of ``x``
 ``rows``        as ``binary``, one image row a time step        (N, 28, 28)
 ``grey``        v / 255                                         (N, 784) in [0, 1]
 ==============  ==============================================  ==================
+
+:func:`rows` makes sequences, (N, 28, 28), of images of any kind.
 """
 
 from __future__ import annotations

@@ -174,6 +174,19 @@ def test_the_reconstructions_gradient_reaches_phi_through_z(posterior):
         assert p.grad is not None and p.grad.any(), name
 
 
+def test_a_plain_sample_would_be_noticed():
+    """The same check on a model whose draws carry no gradient, as `sample` gives."""
+
+    class PlainSample(VariationalRNN):
+        def draw(self, mean, std, noise):
+            return super().draw(mean, std, noise).detach()
+
+    model = PlainSample(**SMALL)
+    gain = model.elbo(binary(8, 6, 5)).reconstruction.sum()
+    phi = [*model.inference.parameters()]
+    assert set(torch.autograd.grad(gain, phi, allow_unused=True)) == {None}
+
+
 def test_gradient_is_that_of_finite_differences():
     model = small().double()
     for p in model.parameters():  # h_1 = 0 and biases of 0 are a kink of the ReLU
@@ -224,6 +237,18 @@ def test_two_backward_passes_add_up():
     loss.backward()
     for p, first in zip(model.parameters(), once, strict=True):
         torch.testing.assert_close(p.grad, 2 * first)
+
+
+def test_a_gradient_in_some_parameters_leaves_no_trace_in_the_next():
+    """The walk remembers its calls until weights ask for them; these did not ask."""
+    model, x = small(), binary(3, 4, 5)
+    loss = model.elbo(x, generator=seeded()).elbo.sum()
+    expected = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+    for half in (model.inference, model.generative["prior"]):
+        torch.autograd.grad(loss, [*half.parameters()], retain_graph=True)
+    again = torch.autograd.grad(loss, [*model.parameters()])
+    for first, second in zip(expected, again, strict=True):
+        torch.testing.assert_close(first, second)
 
 
 def test_gradients_of_many_draws_at_once():

@@ -20,11 +20,25 @@ _AT_ONCE = 1000  # sequences that log_weights walks through at a time
 # --- products and gates inside a loop ---------------------------------------------
 
 
+class _Calls(list):
+    """Inputs and gradients of the calls, of one backward pass and no other."""
+
+    backward_pass = None
+
+    def current(self) -> _Calls:
+        """Empty, if the pass that filled it ended without asking for the weights."""
+        now = torch._C._current_graph_task_id()
+        if self.backward_pass != now:
+            self.clear()
+            self.backward_pass = now
+        return self
+
+
 class _Collect(torch.autograd.Function):
     """Weights and bias in the precision of the products; their gradient in one."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype, calls: list):
+    def forward(ctx, weight: Tensor, bias: Tensor | None, dtype, calls: _Calls):
         ctx.set_materialize_grads(False)
         ctx.calls, ctx.dtype, ctx.biased = calls, weight.dtype, bias is not None
         copy = {"dtype": dtype, "copy": True}
@@ -33,7 +47,7 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *_):
-        if not ctx.calls:
+        if not ctx.calls.current():
             return None, None, None, None
         x, grad = (torch.cat(part) for part in zip(*ctx.calls, strict=True))
         ctx.calls.clear()
@@ -50,7 +64,7 @@ class _Call(torch.autograd.Function):
     """x Wᵀ + b; backwards, the gradient of x now, that of W and b left to _Collect."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, calls: list):
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, calls: _Calls):
         ctx.dtype, x = x.dtype, x.to(weight.dtype)
         ctx.calls = calls
         ctx.save_for_backward(x, weight)
@@ -62,7 +76,7 @@ class _Call(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.to(weight.dtype)
         if ctx.needs_input_grad[1]:
-            ctx.calls.append((x.flatten(0, -2), grad.flatten(0, -2)))
+            ctx.calls.current().append((x.flatten(0, -2), grad.flatten(0, -2)))
         of_x = (grad @ weight).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return of_x, None, None, None
 
@@ -94,7 +108,7 @@ class LoopLinear:
             kind, dtype = weight.device.type, weight.dtype
             if torch.is_autocast_enabled(kind):
                 dtype = torch.get_autocast_dtype(kind)
-            self.calls = []
+            self.calls = _Calls()
             self.weight, self.bias = _Collect.apply(weight, bias, dtype, self.calls)
 
     def __call__(self, x: Tensor) -> Tensor:

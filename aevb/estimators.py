@@ -28,8 +28,9 @@ def analytic_kl(
 
     (1/S) Σ_s log p(x | z_s) - KL(q(z | x) ‖ p(z)),  z_s ~ q(z | x) reparameterised
 
-    (``eq-sgvb-analytic-kl``, for the VAE ``eq-vae-elbo-estimator``; the second
-    estimator of Kingma and Welling, 2014).
+    (``eq-sgvb-analytic-kl``, for the VAE ``eq-vae-elbo-estimator``, for the conditional
+    VAE ``eq-cvae-estimator`` with ``eq-cvae-kl``; the second estimator of Kingma and
+    Welling, 2014).
 
     Args:
         model: its prior and posterior must have a closed-form KL divergence in torch.

@@ -39,8 +39,9 @@ class Linear(nn.Linear):
     """A linear layer on several inputs, as if they were joined end to end.
 
     A (x, y) = A₁ x + A₂ y, so each input is multiplied by its own columns of the
-    weights, and the products are added up. The inputs are never joined, hence they may
-    broadcast: C classes y beside B images x cost one product with the images, not C.
+    weights, and the products are added up (``eq-cvae-split-layer``). The inputs are
+    never joined, hence they may broadcast: C classes y beside B images x cost one
+    product with the images, not C.
 
     Weights start Glorot-normal, biases at zero: torch's own start, uniform weights a
     third as large, costs a VAE more than half a nat after ten epochs. Glorot and

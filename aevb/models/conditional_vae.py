@@ -17,6 +17,9 @@ from aevb.networks import MLP, Chain, GaussianHead, likelihood_head
 class ConditionalVAE(LatentVariableModel):
     """p(z | y) p(x | y, z), a VAE that is told the label y;  q(z | x, y).
 
+    The generative model is ``eq-cvae-joint``; :meth:`elbo` estimates the lower bound on
+    log p(x | y), ``eq-cvae-bound``, by ``eq-cvae-estimator``.
+
     Three factorisations differ in where the generative model looks at y:
 
     =================  ==================================  =====================
@@ -121,7 +124,7 @@ class ConditionalVAE(LatentVariableModel):
         return self.generative["decoder"](z, self.one_hot(y))
 
     def posterior(self, x: Tensor, y: Tensor) -> Independent:
-        """q(z | x, y) = N(μ(x, y), diag(σ(x, y)²)).
+        """q(z | x, y) = N(μ(x, y), diag(σ(x, y)²)) (``eq-cvae-posterior``).
 
         Args:
             x: (…, D).

@@ -22,13 +22,13 @@ class ConditionalVAE(LatentVariableModel):
 
     Three factorisations differ in where the generative model looks at y:
 
-    =================  ==================================  =====================
-    ``condition``      prior                               likelihood
-    =================  ==================================  =====================
-    ``"both"``         p(z | y) = N(A y + a, diag(σ(y)²))  p(x | y, z), from MLP
-    ``"prior"``        p(z | y), the same                  p(x | z)
-    ``"likelihood"``   p(z) = N(0, I)                      p(x | y, z)
-    =================  ==================================  =====================
+    =================  =====================================  =======================
+    ``condition``      prior                                  likelihood
+    =================  =====================================  =======================
+    ``"both"``         p(z | y) = N(A y + a, diag(σ(y)²))     p(x | y, z), a network
+    ``"prior"``        p(z | y), the same                     p(x | z)
+    ``"likelihood"``   p(z) = N(0, I)                         p(x | y, z)
+    =================  =====================================  =======================
 
     The inference model sees both x and y in each of them. Labels are int64 (…,), or
     probabilities of the classes (…, C), such as one-hot rows. x, y and z broadcast,

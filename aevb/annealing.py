@@ -94,7 +94,8 @@ def leapfrog(
     """
     momentum = momentum + size / 2 * point.gradient(beta)
     for step in range(steps):
-        point = Point.at(densities, point.z + size * momentum)
+        z = (point.z + size * momentum).nan_to_num()  # diverged: will be refused
+        point = Point.at(densities, z)
         last = step == steps - 1
         momentum = momentum + (size / 2 if last else size) * point.gradient(beta)
     return point, momentum

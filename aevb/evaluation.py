@@ -21,7 +21,7 @@ from torch.distributions import (
 from aevb import annealing
 from aevb.data import Batches
 from aevb.distributions import rsample
-from aevb.inference import elbo_of, fit_per_point
+from aevb.inference import fit_per_point
 from aevb.model import ElboTerms, LatentVariableModel, check_count
 
 BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
@@ -215,7 +215,8 @@ class AnnealedEstimate(NamedTuple):
             covers the spread over examples.
         monte_carlo_error: (N,), standard error of each value, from the spread over the
             chains, to first order: trust it where it is well below 1.
-        acceptance: (N,), share of the Hamiltonian proposals that were accepted.
+        acceptance: (N,), share of the Hamiltonian proposals that were accepted; NaN if
+            there were none.
     """
 
     mean: float
@@ -254,9 +255,7 @@ class _Path:
         self.q_z = model.posterior(*batch) if start == "posterior" else None
         self.start = self.prior if self.q_z is None else self.q_z
         self.scale = self.start.stddev  # (L,) or (B, L)
-        self.sizes = self.scale.new_full((len(self.x),), 0.5)
-        if steps > 1:
-            self.tune(steps)
+        self.sizes = self.tuned(steps)  # (steps - 1, B)
 
     def densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p_0(z) and log p(x, z) - log p_0(z): (C, B) each."""
@@ -276,14 +275,16 @@ class _Path:
             self.densities, z, betas, sizes, generator=self.generator, **options
         )
 
-    def tune(self, steps: int) -> None:
+    def tuned(self, steps: int) -> Tensor:
+        size = self.scale.new_full((len(self.x),), 0.5)  # in units of the scale
+        if steps == 1:
+            return size[None, :][:0]  # no transitions
         stages, chains = min(_PILOT[0], 2 * steps), _PILOT[1]
-        pilot = self.walk(
-            self.draw(chains), annealing.schedule(stages), self.sizes, adapt=True
-        )
+        betas = annealing.schedule(stages)
+        pilot = self.walk(self.draw(chains), betas, size, adapt=True)
         share = torch.arange(1, steps) / steps  # of the way, after each step
         nearest = (share * stages).round().long().clamp(1, stages - 1) - 1
-        self.sizes = pilot.sizes[nearest.to(pilot.sizes.device)]  # (steps - 1, B)
+        return pilot.sizes[nearest.to(size.device)]
 
     def up(self, progress=None) -> annealing.Walk:
         """From draws of p_0: weights whose mean is p(x), in expectation."""
@@ -504,7 +505,7 @@ def inference_gap(
             falls short of the truth as well.
         family: ``"diagonal"`` or ``"full"``.
         steps: of ``fit_per_point``.
-        num_samples: pairs of draws for each ELBO, see :func:`aevb.inference.elbo_of`.
+        num_samples: pairs of draws z, 2 E_q[z] - z for each ELBO.
         seed: of all draws.
 
     Returns:
@@ -547,15 +548,22 @@ def inference_gap(
 
 
 def _elbo_of(q_z, model, batch, num_samples: int, generator) -> Tensor:
-    """:func:`aevb.inference.elbo_of` by a few draws at a time: (B,), float64."""
-    at_once = max(1, _ROWS // len(batch[0]))
+    """ELBO of any symmetric q from antithetic pairs of log-weights: (B,), float64.
+
+    Log-weights hardly vary where q is good; log p(x, z) by itself would.
+    """
+    x, *condition = batch
+    at_once = max(1, _ROWS // len(x))
     total, left = 0.0, num_samples
     while left:
         count = min(left, at_once)
-        options = {"num_samples": count, "generator": generator}
-        total = total + count * elbo_of(q_z, model, *batch, **options).elbo.double()
+        z = rsample(q_z, (count,), generator)
+        z = torch.cat([z, 2 * q_z.mean - z])  # (2S, B, L)
+        log_p = model.likelihood(z, *condition).log_prob(x)
+        log_w = log_p + model.prior(*condition).log_prob(z) - q_z.log_prob(z)
+        total = total + log_w.double().sum(0)
         left -= count
-    return total / num_samples
+    return total / (2 * num_samples)
 
 
 # --- what the latent coordinates do ---

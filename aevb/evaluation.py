@@ -352,7 +352,7 @@ def annealed_importance_sampling(
         >>> from aevb import data, models
         >>> model = models.FactorAnalysis.from_parameters(data.LOADINGS, data.NOISE)
         >>> x = data.factor_analysis()[1].x[:20]
-        >>> found = annealed_importance_sampling(model, x, steps=50, leapfrog=5)
+        >>> found = annealed_importance_sampling(model, x, steps=200, leapfrog=5)
         >>> bool(abs(found.mean - model.evidence(x).mean()) < 0.2)
         True
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from functools import singledispatch
 
 import torch
@@ -213,6 +214,26 @@ def diagonal_normal(mean: Tensor, std: Tensor) -> Independent:
         torch.Size([5])
     """
     return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+
+
+def detached(distribution: Distribution) -> Distribution:
+    """The same distribution, as constant: no gradient reaches its parameters.
+
+    Example:
+        >>> mean = torch.zeros(2, requires_grad=True)
+        >>> q_z = diagonal_normal(mean, torch.ones(2))
+        >>> q_z.log_prob(torch.ones(2)).requires_grad
+        True
+        >>> detached(q_z).log_prob(torch.ones(2)).requires_grad
+        False
+    """
+    constant = copy(distribution)
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor):
+            setattr(constant, name, value.detach())
+        elif isinstance(value, Distribution):
+            setattr(constant, name, detached(value))
+    return constant
 
 
 @singledispatch

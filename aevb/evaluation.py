@@ -11,13 +11,23 @@ from typing import NamedTuple
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import (
+    Distribution,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+)
 
+from aevb import annealing
 from aevb.data import Batches
 from aevb.distributions import rsample
+from aevb.inference import fit_per_point
 from aevb.model import ElboTerms, LatentVariableModel, check_count
 
 BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
+STARTS = ("prior", "posterior")  # where annealing may begin
+_ROWS = 10_000  # chains of all examples that are annealed at a time
+_PILOT = 200, 2  # steps, at most, and chains that find the step sizes
 _GRID_NUMBERS = 4_000_000  # that a grid computes at a time; bounds the memory
 
 
@@ -192,6 +202,463 @@ def naive_log_likelihood(
 
             values.append(_log_mean(log_p, num_samples))
     return _estimate(torch.cat(values))
+
+
+# --- annealed importance sampling ---
+
+
+class AnnealedEstimate(NamedTuple):
+    """An estimate of log p(x) from annealed chains, nats per example.
+
+    Attributes:
+        mean, standard_error, values: as for :class:`Estimate`: the standard error
+            covers the spread over examples.
+        monte_carlo_error: (N,), standard error of each value, from the spread over the
+            chains, to first order: trust it where it is well below 1.
+        acceptance: (N,), share of the Hamiltonian proposals that were accepted; NaN if
+            there were none.
+    """
+
+    mean: float
+    standard_error: float
+    values: Tensor
+    monte_carlo_error: Tensor
+    acceptance: Tensor
+
+    __repr__ = Estimate.__repr__
+
+
+def _annealed(walks: list[annealing.Walk], sign: int) -> AnnealedEstimate:
+    """The estimate from the walks of some batches; sign -1 if they estimate 1 / p."""
+    log_w = torch.cat([walk.log_weights for walk in walks], 1)  # (C, N)
+    values = log_w.logsumexp(0) - math.log(len(log_w))
+    w = (log_w - values).exp()  # mean 1
+    error = w.std(0) / math.sqrt(len(w)) if len(w) > 1 else math.nan * w[0]
+    acceptance = torch.cat([walk.acceptance.double().mean(0) for walk in walks])
+    return AnnealedEstimate(*_estimate(sign * values), error, acceptance)
+
+
+class _Path:
+    """The way from p(z) or q(z | x) to p(x, z), for one batch.
+
+    It finds its own step sizes, by chains that are thrown away, before any chain that
+    counts: adapted sizes would depend on the chains, and the bounds be none.
+    """
+
+    def __init__(self, model, batch, steps, leapfrog, chains, start, generator):
+        self.x, *condition = batch
+        self.shape = chains, len(self.x)
+        self.generator, self.leapfrog = generator, leapfrog
+        self.betas = annealing.schedule(steps)
+        self.prior = model.prior(*condition)
+        self.likelihood = lambda z: model.likelihood(z, *condition).log_prob(self.x)
+        self.q_z = model.posterior(*batch) if start == "posterior" else None
+        self.start = self.prior if self.q_z is None else self.q_z
+        self.scale = self.start.stddev  # (L,) or (B, L)
+        self.sizes = self.tuned(steps)  # (steps - 1, B)
+
+    def densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p_0(z) and log p(x, z) - log p_0(z): (C, B) each."""
+        if self.q_z is None:
+            return self.prior.log_prob(z), self.likelihood(z)
+        log_q = self.q_z.log_prob(z)
+        return log_q, self.likelihood(z) + self.prior.log_prob(z) - log_q
+
+    def draw(self, chains: int) -> Tensor:
+        """z ~ p_0: (chains, B, L)."""
+        count = () if self.start.batch_shape else (len(self.x),)
+        return rsample(self.start, (chains, *count), self.generator)
+
+    def walk(self, z: Tensor, betas: list[float], sizes: Tensor, **options):
+        options |= {"scale": self.scale, "leapfrog_steps": self.leapfrog}
+        return annealing.anneal(
+            self.densities, z, betas, sizes, generator=self.generator, **options
+        )
+
+    def tuned(self, steps: int) -> Tensor:
+        size = self.scale.new_full((len(self.x),), 0.5)  # in units of the scale
+        if steps == 1:
+            return size[None, :][:0]  # no transitions
+        stages, chains = min(_PILOT[0], 2 * steps), _PILOT[1]
+        betas = annealing.schedule(stages)
+        pilot = self.walk(self.draw(chains), betas, size, adapt=True)
+        share = torch.arange(1, steps) / steps  # of the way, after each step
+        nearest = (share * stages).round().long().clamp(1, stages - 1) - 1
+        return pilot.sizes[nearest.to(size.device)]
+
+    def up(self, progress=None) -> annealing.Walk:
+        """From draws of p_0: weights whose mean is p(x), in expectation."""
+        z = self.draw(self.shape[0])
+        return self.walk(z, self.betas, self.sizes, progress=progress)
+
+    def down(self, z: Tensor, progress=None) -> annealing.Walk:
+        """From a draw z (B, L) of p(z | x): weights whose mean is 1 / p(x)."""
+        betas, sizes = self.betas[::-1], self.sizes.flip(0)
+        z = z.expand(*self.shape, -1)
+        return self.walk(z, betas, sizes, progress=progress)
+
+
+def _check_annealing(steps, leapfrog, chains, start) -> None:
+    for name, count in (("steps", steps), ("leapfrog", leapfrog), ("chains", chains)):
+        check_count(name, count)
+    if start not in STARTS:
+        raise ValueError(f"start is {start!r}; expected one of {STARTS}")
+
+
+def annealed_importance_sampling(
+    model: LatentVariableModel,
+    data,
+    steps: int = 1000,
+    leapfrog: int = 10,
+    chains: int = 16,
+    start: str = "prior",
+    seed: int = 0,
+    progress: Callable | None = None,
+) -> AnnealedEstimate:
+    """log p(x) by annealed importance sampling with Hamiltonian transitions.
+
+    Chains start at p_0(z), the prior or q(z | x), and are led to p(z | x) through
+
+    f_β(z) = p_0(z)^(1 - β) p(x, z)^β,  0 = β_0 < … < β_T = 1,
+
+    by a transition at each β_t that leaves f_{β_t} as it is, and is weighted by
+    log w = Σ_t (β_t - β_{t-1}) [log p(x, z_{t-1}) - log p_0(z_{t-1})]. Since
+    E[w] = p(x), the log of the mean of w over chains estimates log p(x) from below, in
+    expectation, and reaches it as either number grows (Neal, 2001; for decoders Wu et
+    al., 2017). One step from ``"posterior"`` is the importance-weighted bound with
+    ``chains`` draws, as :func:`log_likelihood` has it. Unlike it, many steps from
+    ``"prior"`` owe nothing to q: this estimate judges θ alone.
+
+    Transitions are Hamiltonian Monte Carlo, z continuous. A first, short run finds a
+    step size for each example and each β at which 65 % of the proposals are accepted,
+    and is thrown away.
+
+    Args:
+        data: as for :func:`elbo`.
+        steps: T. Each but the last costs ``leapfrog`` gradients of the log-likelihood
+            for each chain.
+        leapfrog: steps of one Hamiltonian path.
+        chains: C, for each example.
+        start: p_0, ``"prior"`` or ``"posterior"``: q(z | x), which is nearer, but may
+            miss what q misses.
+        seed: of the chains.
+        progress: wraps the iterable of steps of each batch (``tqdm``, say).
+
+    Raises:
+        ValueError: ``steps``, ``leapfrog`` or ``chains`` < 1; unknown ``start``; z is
+            discrete.
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis.from_parameters(data.LOADINGS, data.NOISE)
+        >>> x = data.factor_analysis()[1].x[:20]
+        >>> found = annealed_importance_sampling(model, x, steps=200, leapfrog=5)
+        >>> bool(abs(found.mean - model.evidence(x).mean()) < 0.2)
+        True
+    """
+    _check_annealing(steps, leapfrog, chains, start)
+    settings = (steps, leapfrog, chains, start)
+    walks = []
+    with _evaluating(model, seed) as generator:
+        for batch in _batches(model, data, max(1, _ROWS // chains)):
+            _check_continuous(model.prior(*batch[1:]))
+            walks.append(_Path(model, batch, *settings, generator).up(progress))
+    return _annealed(walks, +1)
+
+
+class Sandwich(NamedTuple):
+    """log p(x) of simulated data, from both sides: :func:`bidirectional_monte_carlo`.
+
+    Attributes:
+        x: (N, D), the data.
+        lower, upper: estimates from below and from above, in expectation.
+    """
+
+    x: Tensor
+    lower: AnnealedEstimate
+    upper: AnnealedEstimate
+
+    @property
+    def gap(self) -> Estimate:
+        """upper - lower of each example, nats: neither is further from the truth."""
+        return _estimate(self.upper.values - self.lower.values)
+
+
+def bidirectional_monte_carlo(
+    model: LatentVariableModel,
+    n: int,
+    *condition: Tensor,
+    steps: int = 1000,
+    leapfrog: int = 10,
+    chains: int = 16,
+    start: str = "prior",
+    seed: int = 0,
+    progress: Callable | None = None,
+) -> Sandwich:
+    """How precise annealing is: log p(x) between two bounds, on simulated data.
+
+    z ~ p(z), x ~ p(x | z): for this x, z is an exact draw of p(z | x). So the chains of
+    :func:`annealed_importance_sampling` can also be run backwards, from z at β = 1 to
+    p_0. Their weights have the mean 1 / p(x), and minus the log of their mean estimates
+    log p(x) from *above*, in expectation (Grosse, Ghahramani and Adams, 2015). Both
+    bounds are one number where there are enough steps. Real data offer no exact draw;
+    settings that are precise on simulated data are trusted on real ones as far as the
+    two are alike.
+
+    Args:
+        n: examples to simulate; for a conditional model, for each condition.
+        condition: for a conditional model, of batch shape (B,); then N = n B.
+        steps, leapfrog, chains, start, seed, progress: as for
+            :func:`annealed_importance_sampling`; the data as well come from ``seed``.
+
+    Raises:
+        ValueError: as :func:`annealed_importance_sampling`; n < 1.
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis.from_parameters(data.LOADINGS, data.NOISE)
+        >>> found = bidirectional_monte_carlo(model, 20, steps=50, leapfrog=5)
+        >>> truth = model.evidence(found.x).mean()
+        >>> bool(found.lower.mean - 0.1 < truth < found.upper.mean + 0.1)
+        True
+    """
+    check_count("n", n)
+    _check_annealing(steps, leapfrog, chains, start)
+    settings = (steps, leapfrog, chains, start)
+    ups, downs = [], []
+    with _evaluating(model, seed) as generator:
+        prior = model.prior(*condition)
+        _check_continuous(prior)
+        z = rsample(prior, (n,), generator)  # (n, L) or (n, B, L)
+        x = rsample(model.likelihood(z, *condition), (), generator)
+        event = x.ndim - z.ndim + 1
+        x, z = x.flatten(0, -1 - event), z.flatten(0, -2)
+        condition = [c.expand(n, *c.shape).flatten(0, 1) for c in condition]
+        size = max(1, _ROWS // chains)
+        parts = (t.split(size) for t in (z, x, *condition))
+        for exact, *batch in zip(*parts, strict=True):
+            path = _Path(model, batch, *settings, generator)
+            ups.append(path.up(progress))
+            downs.append(path.down(exact, progress))
+    return Sandwich(x, _annealed(ups, +1), _annealed(downs, -1))
+
+
+def _check_continuous(prior: Distribution) -> None:
+    if prior.support.is_discrete:
+        raise ValueError("z is discrete; annealing expects a continuous z")
+
+
+# --- what the bound loses, and where ---
+
+
+class InferenceGap(NamedTuple):
+    """log p(x) - ELBO, split in two: :func:`inference_gap`. Nats per example.
+
+    Attributes:
+        log_likelihood: log p(x), as estimated or given.
+        best: ELBO of the best member of the family, for each example by itself.
+        amortised: ELBO of the model's own posterior.
+    """
+
+    log_likelihood: Estimate
+    best: Estimate
+    amortised: Estimate
+
+    @property
+    def approximation(self) -> Estimate:
+        """log p(x) - ELBO of the best q: what the family cannot do."""
+        return _estimate(self.log_likelihood.values - self.best.values)
+
+    @property
+    def amortisation(self) -> Estimate:
+        """ELBO of the best q - ELBO of the model's: what its network does not do."""
+        return _estimate(self.best.values - self.amortised.values)
+
+    @property
+    def total(self) -> Estimate:
+        """log p(x) - ELBO."""
+        return _estimate(self.log_likelihood.values - self.amortised.values)
+
+
+def inference_gap(
+    model: LatentVariableModel,
+    data,
+    log_p: Tensor | None = None,
+    family: str = "diagonal",
+    steps: int = 500,
+    num_samples: int = 1000,
+    seed: int = 0,
+) -> InferenceGap:
+    """Split log p(x) - ELBO into approximation gap and amortisation gap.
+
+    (``eq-gap-split``; Cremer et al., 2018.) The best q of the family is found for each
+    example by :func:`aevb.inference.fit_per_point`, from the model's own q(z | x)
+    onwards, so that the amortisation gap has the meaning of its name if the family
+    contains that. Both ELBOs are computed from the same noise.
+
+    Args:
+        model: with a Gaussian q(z | x).
+        data: as for :func:`elbo`.
+        log_p: (N,), log p(x) of the examples, exact or as another method estimates it
+            (``annealed_importance_sampling(…).values``); by :func:`log_likelihood` with
+            5000 draws if None. What it falls short of the truth, the approximation gap
+            falls short of the truth as well.
+        family: ``"diagonal"`` or ``"full"``.
+        steps: of ``fit_per_point``.
+        num_samples: pairs of draws z, 2 E_q[z] - z for each ELBO.
+        seed: of all draws.
+
+    Returns:
+        :class:`InferenceGap`. The standard errors of its differences are those of
+        paired differences, from the spread over examples.
+
+    Raises:
+        ValueError: ``steps`` or ``num_samples`` < 1; unknown ``family``; ``log_p`` is
+            not (N,).
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis(posterior="diagonal")
+        >>> x = data.factor_analysis()[1].x[:20]
+        >>> found = inference_gap(model, x, model.evidence(x), steps=100)
+        >>> bool(found.total.mean > found.approximation.mean > 0)
+        True
+    """
+    check_count("num_samples", num_samples)
+    best, amortised = [], []
+    with _evaluating(model, seed) as generator:
+        for batch in _batches(model, data, BATCH_SIZE):
+            network = model.posterior(*batch)
+            options = {"family": family, "start": network, "steps": steps, "seed": seed}
+            fitted = fit_per_point(model, *batch, **options)()
+            noise = generator.get_state()
+            for q_z, values in ((fitted, best), (network, amortised)):
+                generator.set_state(noise)
+                values.append(_elbo_of(q_z, model, batch, num_samples, generator))
+    best, amortised = torch.cat(best), torch.cat(amortised)
+    if log_p is None:
+        log_p = log_likelihood(model, data, seed=seed).values
+    elif log_p.shape != best.shape:
+        raise ValueError(
+            f"log_p has shape {tuple(log_p.shape)}; expected ({len(best)},), one number"
+            " for each example"
+        )
+    log_p = log_p.detach().to(best)
+    return InferenceGap(*map(_estimate, (log_p, best, amortised)))
+
+
+def _elbo_of(q_z, model, batch, num_samples: int, generator) -> Tensor:
+    """ELBO of any symmetric q from antithetic pairs of log-weights: (B,), float64.
+
+    Log-weights hardly vary where q is good; log p(x, z) by itself would.
+    """
+    x, *condition = batch
+    at_once = max(1, _ROWS // len(x))
+    total, left = 0.0, num_samples
+    while left:
+        count = min(left, at_once)
+        z = rsample(q_z, (count,), generator)
+        z = torch.cat([z, 2 * q_z.mean - z])  # (2S, B, L)
+        log_p = model.likelihood(z, *condition).log_prob(x)
+        log_w = log_p + model.prior(*condition).log_prob(z) - q_z.log_prob(z)
+        total = total + log_w.double().sum(0)
+        left -= count
+    return total / (2 * num_samples)
+
+
+# --- what the latent coordinates do ---
+
+
+def kl_per_coordinate(model: LatentVariableModel, data) -> Tensor:
+    """KL(q(z_j | x) ‖ p(z_j)) for each latent coordinate j, mean over examples: (L,).
+
+    Nats, float64. Where q(z | x) and p(z) are products of Gaussians it sums to the KL
+    term of the ELBO (``eq-gaussian-kl``); where q has correlations, to less than that,
+    since it looks at one coordinate at a time.
+
+    Args:
+        model: with a Gaussian q(z | x) and p(z).
+        data: as for :func:`elbo`.
+
+    Raises:
+        ValueError: another q(z | x) or p(z).
+
+    Example:
+        >>> from aevb import data, models
+        >>> x = data.factor_analysis()[1].x
+        >>> kl_per_coordinate(models.FactorAnalysis(), x).shape
+        torch.Size([2])
+    """
+    total, count = 0.0, 0
+    with _evaluating(model, seed=0):
+        for x, *condition in _batches(model, data, BATCH_SIZE):
+            q, p = (
+                _coordinates(name, distribution)
+                for name, distribution in (
+                    ("q(z | x)", model.posterior(x, *condition)),
+                    ("p(z)", model.prior(*condition)),
+                )
+            )
+            total = total + kl_divergence(q, p).double().sum(0)
+            count += len(x)
+    return total / count
+
+
+def _coordinates(name: str, distribution: Distribution) -> Normal:
+    """The marginals of a Gaussian: batch shape (…, L)."""
+    base = getattr(distribution, "base_dist", distribution)
+    if not isinstance(base, Normal | MultivariateNormal):
+        raise ValueError(f"{name} is a {type(base).__name__}; expected a Gaussian")
+    return Normal(distribution.mean, distribution.stddev, validate_args=False)
+
+
+def activity(model: LatentVariableModel, data) -> Tensor:
+    """How far q's means move from example to example, each coordinate: (L,), float64.
+
+    Var_x(E_q[z_j | x]), for p(z) = N(0, I) (Burda et al., 2016). Where the prior is
+    another one, the means are measured from its mean, in units of its standard
+    deviation, so that a coordinate that only follows p(z | y) is not active.
+
+    Args:
+        data: as for :func:`elbo`.
+
+    Example:
+        >>> from aevb import data, models
+        >>> activity(models.FactorAnalysis(), data.factor_analysis()[1].x).shape
+        torch.Size([2])
+    """
+    means = []
+    with _evaluating(model, seed=0):
+        for x, *condition in _batches(model, data, BATCH_SIZE):
+            prior = model.prior(*condition)
+            mean = model.posterior(x, *condition).mean
+            means.append(((mean - prior.mean) / prior.stddev).double())
+    return torch.cat(means).var(0, correction=0)
+
+
+def active_units(model: LatentVariableModel, data, threshold: float = 0.01) -> Tensor:
+    """Which latent coordinates carry information about x: (L,), bool.
+
+    Those whose :func:`activity` exceeds the threshold (Burda et al., 2016). On the way
+    between p(z) and a narrow q(z | x), most coordinates are clearly one or the other.
+
+    Args:
+        data: as for :func:`elbo`.
+        threshold: positive.
+
+    Raises:
+        ValueError: threshold not positive.
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis()
+        >>> _ = model.inference.weights.data[1].zero_()  # collapsed
+        >>> active_units(model, data.factor_analysis()[1].x)
+        tensor([ True, False])
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold is {threshold}; expected a positive number")
+    return activity(model, data) > threshold
 
 
 def bits_per_pixel(elbo: float, pixels: int = 784, levels: int = 256) -> float:

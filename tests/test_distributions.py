@@ -22,7 +22,12 @@ from torch.distributions import ContinuousBernoulli as ClampedContinuousBernoull
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aevb.distributions import ContinuousBernoulli, diagonal_normal, rsample
+from aevb.distributions import (
+    ContinuousBernoulli,
+    detached,
+    diagonal_normal,
+    rsample,
+)
 
 MAGNITUDES = (
     *(1e-30, 1e-8, 1e-3, 0.0199, 0.0201, 0.1, 0.499, 0.501, 0.999, 1.001, 2.0, 5.0),
@@ -453,3 +458,25 @@ def test_diagonal_normal_sums_over_the_last_dimension():
     std = std.exp()
     expected = stats.norm(mean, std).logpdf(x).sum(-1)
     np.testing.assert_allclose(diagonal_normal(mean, std).log_prob(x), expected, 1e-5)
+
+
+# --- without gradients ---------------------------------------------------------------
+
+
+def test_detached_is_the_same_distribution_as_a_constant():
+    a, b = torch.randn(2, 4, 3, requires_grad=True).unbind()
+    normal = diagonal_normal(a, b.exp())
+    values = torch.rand(4, 3).round()
+    for p, x in (
+        (normal, values),
+        (MultivariateNormal(a, scale_tril=torch.diag_embed(b.exp())), values),
+        (Independent(Bernoulli(logits=a), 1), values),
+        (Independent(ContinuousBernoulli(a), 1), values),
+        (MixtureSameFamily(Categorical(logits=a[:, 0]), normal), values[0]),
+        (Categorical(logits=a), torch.tensor([0, 1, 2, 0])),
+    ):
+        constant = detached(p)
+        assert type(constant) is type(p)
+        assert torch.equal(constant.log_prob(x), p.log_prob(x))
+        assert not constant.log_prob(x).requires_grad
+        assert p.log_prob(x).requires_grad  # the original is as it was

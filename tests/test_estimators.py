@@ -1,12 +1,20 @@
 """Tests of aevb/estimators.py: several estimators of one quantity."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Categorical, Independent, Laplace
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    Laplace,
+    kl_divergence,
+)
 
 from aevb import data, fit, models
+from aevb.distributions import rsample
 from aevb.estimators import (
     analytic_entropy,
     analytic_kl,
@@ -14,13 +22,17 @@ from aevb.estimators import (
     fully_sampled,
     gradient_samples,
     gumbel_softmax,
+    importance_weighted,
     marginalised,
     score_function,
+    signal_to_noise,
 )
 from aevb.model import ElboTerms
+from aevb.networks import unconstrained
 
 EACH = pytest.mark.parametrize(
-    "estimator", [analytic_kl, fully_sampled, analytic_entropy, score_function]
+    "estimator",
+    [analytic_kl, fully_sampled, analytic_entropy, score_function, importance_weighted],
 )
 
 
@@ -485,3 +497,252 @@ def test_gumbel_softmax_checks_its_arguments(options, message):
     model, x = mixture_model()
     with pytest.raises(ValueError, match=message):
         gumbel_softmax(model, x, **options)
+
+
+# --- importance-weighted bounds ------------------------------------------------------
+
+GRADIENTS = ("plain", "doubly-reparameterised")
+
+
+def near_exact(shift=0.1, stretch=1.2):
+    """A factor analyser with a q a little off and a little wide, and four examples."""
+    model = models.FactorAnalysis.from_parameters(
+        torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.4, -0.9]]),
+        torch.tensor([0.7, 0.8, 0.9]),
+    ).double()
+    with torch.no_grad():
+        exact = model.exact_posterior(torch.eye(3).double())  # (D,) of them
+        model.inference.weights.copy_(exact.mean.T + shift)
+        factor = stretch * exact.scale_tril[0]
+        model.inference.below.copy_(factor)
+        model.inference.diagonal.copy_(unconstrained(factor.diagonal()))
+        return model, model.sample(4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_importance_weighted_with_one_sample_is_fully_sampled(small, gradient):
+    model, x = small
+    one, elbo = (
+        estimator(model, x, num_samples=1, generator=torch.Generator().manual_seed(0))
+        for estimator in (
+            partial(importance_weighted, gradient=gradient),
+            fully_sampled,
+        )
+    )
+    torch.testing.assert_close(one, elbo)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_importance_weighted_is_the_log_of_the_mean_weight(small, gradient):
+    model, x = small
+    options = {"num_samples": 6, "generator": torch.Generator().manual_seed(0)}
+    w = model.log_weights(x, **options).exp()
+    options["generator"].manual_seed(0)
+    bound = importance_weighted(model, x, gradient=gradient, **options).elbo
+    torch.testing.assert_close(bound, w.mean(0).log())
+
+
+def test_importance_weighted_rises_from_the_elbo_to_the_evidence():
+    model, x = near_exact()
+    n, counts = 4000, (1, 2, 8, 64)
+    with torch.no_grad():
+        evidence, elbo = model.evidence(x), model.evidence(x) - model.gap(x)
+        bounds = torch.stack(
+            [
+                importance_weighted(model, x.repeat(n, 1), num_samples=k).elbo.mean()
+                for k in counts
+            ]
+        )
+        one = importance_weighted(model, x.repeat(n, 1), num_samples=1).elbo
+    error = one.view(n, 4).mean(1).std() / n**0.5  # of the first, the noisiest
+    assert error < 0.02
+    assert abs(bounds[0] - elbo.mean()) < 4 * error
+    assert (bounds.diff() > 0).all()
+    assert 0 < evidence.mean() - bounds[-1] < 0.1 * (evidence - elbo).mean()
+
+
+def test_importance_weighted_terms_are_those_of_a_better_q():
+    """With many draws, those of the exact posterior."""
+    model, x = near_exact()
+    with torch.no_grad():
+        kl = kl_divergence(model.exact_posterior(x), model.prior())
+        n, k = 100, 1000
+        terms = importance_weighted(model, x.repeat(n, 1), num_samples=k)
+        for found, exact in zip(terms, (model.evidence(x) + kl, kl), strict=True):
+            found = found.view(n, 4)
+            error = found.std(0) / n**0.5
+            assert ((found.mean(0) - exact).abs() < 4 * error + 3 / k).all()
+            assert (error < 0.02).all()
+
+
+def draw_by_draw(model, x, gradient, num_samples, noise):
+    """Gradients by the formulas of the papers, with one weight at a time."""
+    theta = list(model.generative.parameters())
+    phi = list(model.inference.parameters())
+    q_z = model.posterior(x)
+    z = rsample(q_z, (num_samples,), torch.Generator().manual_seed(noise))
+    mean, std = q_z.mean.detach(), q_z.stddev.detach()
+    total = [torch.zeros_like(p) for p in theta + phi]
+    for i in range(len(x)):
+        log_w, d_log_w = [], []
+        for k in range(num_samples):
+            here = z[k, i].detach().requires_grad_()
+            log_p = model.likelihood(here).log_prob(x[i]) + model.prior().log_prob(here)
+            fixed = torch.distributions.Normal(mean[i], std[i]).log_prob(here).sum()
+            log_w.append(log_p - fixed)
+            d_log_w.append(torch.autograd.grad(log_w[-1], here, retain_graph=True)[0])
+        v = torch.stack(log_w).detach().softmax(0)
+        for k in range(num_samples):
+            of_theta = torch.autograd.grad(log_w[k], theta)
+            if gradient == "plain":  # the whole derivative, q's parameters included
+                scalar = d_log_w[k] @ z[k, i]
+                q_i = torch.distributions.Normal(q_z.mean[i], q_z.stddev[i])
+                scalar = scalar - q_i.log_prob(z[k, i].detach()).sum()
+                weight = v[k]
+            else:
+                scalar, weight = d_log_w[k] @ z[k, i], v[k] ** 2
+            of_phi = torch.autograd.grad(scalar, phi, retain_graph=True)
+            parts = [v[k] * g for g in of_theta] + [weight * g for g in of_phi]
+            total = [a + b for a, b in zip(total, parts, strict=True)]
+    return dict(zip((*theta, *phi), total, strict=True))
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_importance_weighted_gradients_draw_by_draw(small, gradient, num_samples):
+    model, x = small
+    g = torch.Generator().manual_seed(3)
+    options = {"num_samples": num_samples, "gradient": gradient, "generator": g}
+    importance_weighted(model, x, **options).elbo.sum().backward()
+    expected = draw_by_draw(model, x, gradient, num_samples, noise=3)
+    for p in model.parameters():
+        torch.testing.assert_close(p.grad, expected[p])
+
+
+def test_both_gradients_agree_in_expectation():
+    model, x = near_exact()
+    n = 20_000
+    plain, twice = (
+        gradient_samples(
+            model, importance_weighted, x, n, num_samples=3, gradient=gradient
+        )
+        for gradient in GRADIENTS
+    )
+    of_phi = slice(3 * 2 + 3, None)
+    torch.testing.assert_close(plain[:, :9], twice[:, :9])  # θ: loadings and noise
+    plain, twice = plain[:, of_phi], twice[:, of_phi]
+    assert not torch.allclose(plain, twice)
+    gap = twice - plain
+    error = gap.std(0) / n**0.5
+    assert (gap.mean(0).abs() <= 4 * error).all()
+    clear = plain.mean(0).abs() > 4 * plain.std(0) / n**0.5
+    assert clear.sum() >= 4  # and they are not both zero
+
+
+def test_an_exact_q_leaves_nothing_to_learn_and_no_noise():
+    """All weights are p(x): the doubly reparameterised gradient in φ is zero itself."""
+    model, x = near_exact(shift=0.0, stretch=1.0)
+    for count in (1, 4):
+        plain, twice = (
+            gradient_samples(
+                model,
+                importance_weighted,
+                x,
+                10,
+                update="inference",
+                num_samples=count,
+                gradient=gradient,
+            )
+            for gradient in GRADIENTS
+        )
+        assert twice.abs().max() < 1e-4 and plain.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_importance_weighted_trains_with_a_condition(gradient):
+    torch.manual_seed(0)
+    model = models.ConditionalVAE(
+        num_classes=3, data_dim=4, latent_dim=2, hidden=(8,), likelihood="gaussian"
+    )
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    bound = partial(importance_weighted, num_samples=3, gradient=gradient)
+    assert bound(model, x, y).elbo.shape == (20,)
+    for update, moves in (
+        ("both", (1, 1)),
+        ("generative", (1, 0)),
+        ("inference", (0, 1)),
+    ):
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        fit(model, (x, y), steps=1, estimator=bound, update=update, progress=False)
+        for half, moved in zip(("generative", "inference"), moves, strict=True):
+            same = [
+                torch.equal(v, before[k])
+                for k, v in model.state_dict().items()
+                if k.startswith(half)
+            ]
+            assert any(not s for s in same) if moved else all(same)
+
+
+def test_importance_weighted_refuses_what_it_cannot_do(small):
+    model, x = small
+    with pytest.raises(ValueError, match="gradient is 'both'; expected 'plain' or"):
+        importance_weighted(model, x, gradient="both")
+    mixture = models.GaussianMixtureVAE(num_classes=2, data_dim=4, hidden=(3,))
+    with pytest.raises(ValueError, match="a MixtureSameFamily, whose draws carry no"):
+        importance_weighted(mixture, x.float())
+
+
+# --- signal-to-noise ------------------------------------------------------------------
+
+
+def test_signal_to_noise_is_the_mean_of_the_ratios():
+    rows = torch.randn(50, 4).double() * torch.tensor([1.0, 2.0, 3.0, 0.0]) + 1
+    table = rows[:, :3].numpy()  # the last column has no noise
+    expected = (abs(table.mean(0)) / table.std(0, ddof=1)).mean()
+    assert signal_to_noise(rows) == pytest.approx(expected)
+    assert signal_to_noise(-3 * rows) == pytest.approx(expected)
+    assert signal_to_noise(rows[:, [2, 3, 0, 1]]) == pytest.approx(expected)
+
+
+def test_signal_to_noise_of_averages():
+    """M draws averaged: √M times as much."""
+    rows = 0.5 + torch.randn(40_000, 3)
+    ratio = signal_to_noise(rows.view(-1, 16, 3).mean(1)) / signal_to_noise(rows)
+    assert ratio == pytest.approx(4, rel=0.05)
+
+
+def test_signal_to_noise_of_noise():
+    found = signal_to_noise(torch.randn(100, 2000))
+    assert found == pytest.approx((2 / torch.pi / 100) ** 0.5, rel=0.1)
+
+
+def test_signal_to_noise_wrong_arguments():
+    for shape in ((5,), (1, 5)):
+        with pytest.raises(ValueError, match="at least 2 draws"):
+            signal_to_noise(torch.zeros(shape))
+    with pytest.raises(ValueError, match="the same in all draws"):
+        signal_to_noise(torch.ones(3, 2))
+
+
+def test_slopes_of_the_signal_to_noise_ratio():
+    """In K: -1/2 in φ for the plain gradient, +1/2 for the other one and in θ."""
+    model, x = near_exact(shift=0.3, stretch=2.0)
+    scales, everything = slice(6, 8), slice(None)  # of q; of θ
+    counts = (16, 128)
+
+    def slope(update, gradient, columns):
+        options = {"update": update, "gradient": gradient, "chunk_size": 1000}
+        low, high = (
+            signal_to_noise(
+                gradient_samples(
+                    model, importance_weighted, x, 4000, num_samples=k, **options
+                )[:, columns]
+            )
+            for k in counts
+        )
+        return math.log(high / low) / math.log(counts[1] / counts[0])
+
+    assert slope("inference", "plain", scales) == pytest.approx(-0.5, abs=0.2)
+    twice = slope("inference", "doubly-reparameterised", scales)
+    assert twice == pytest.approx(0.5, abs=0.2)
+    assert slope("generative", "plain", everything) == pytest.approx(0.5, abs=0.2)

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch.distributions import Independent, Normal
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from aevb import data, evaluation, models
-from aevb.evaluation import Estimate
+from aevb.evaluation import (
+    Estimate,
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+    inference_gap,
+)
+from aevb.inference import best_factorised
 
 X = data.factor_analysis(n=300)[1].x
 
@@ -366,3 +372,358 @@ def test_accuracy_leaves_out_clusters_that_are_empty():
 def test_accuracy_names_what_is_wrong(predicted, y, error, message):
     with pytest.raises(error, match=message):
         evaluation.clustering_accuracy(predicted, y)
+
+
+# --- annealed importance sampling ---
+
+FEW = {"steps": 40, "leapfrog": 4, "chains": 24}
+STARTS = pytest.mark.parametrize("start", evaluation.STARTS)
+
+
+@STARTS
+def test_annealing_reaches_the_evidence(model, start):
+    x, evidence = X[:60], torch.as_tensor(closed_evidence(model)[:60])
+    found = annealed_importance_sampling(model, x, start=start, **FEW)
+    assert found.values.shape == found.monte_carlo_error.shape == (60,)
+    assert found.values.dtype == torch.float64
+    error = found.monte_carlo_error
+    assert error.mean() < 0.25
+    z = (found.values - evidence) / error
+    assert z.abs().max() < 5 and 0.5 < z.square().mean() < 2  # as errors should
+    total = error.square().sum().sqrt() / 60
+    assert abs(found.mean - evidence.mean()) < 4 * total
+    assert found.standard_error == pytest.approx(stats.sem(found.values), rel=1e-9)
+    assert repr(found) == f"{found.mean:.2f} ± {found.standard_error:.2f} nats"
+    assert 0.5 < found.acceptance.mean() < 0.85
+
+
+def test_annealing_from_the_prior_owes_nothing_to_q(model):
+    """Importance sampling breaks with a bad q, and this does not even notice."""
+    few = FEW | {"steps": 5}
+    first = annealed_importance_sampling(model, X[:10], **few)
+    with torch.no_grad():
+        model.inference.weights.fill_(10.0)
+    again = annealed_importance_sampling(model, X[:10], **few)
+    assert torch.equal(again.values, first.values)
+
+
+def test_one_annealing_step_is_importance_sampling(model):
+    for start, other in (
+        ("posterior", evaluation.log_likelihood),
+        ("prior", evaluation.naive_log_likelihood),
+    ):
+        found = annealed_importance_sampling(
+            model, X[:50], steps=1, chains=70, start=start, seed=3
+        )
+        expected = other(model, X[:50], num_samples=70, seed=3)
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-5)
+
+
+def test_truth_lies_in_the_sandwich(model):
+    """With few steps a wide one; with more, a narrow one; with any, on either side."""
+    gaps = []
+    for steps in (5, 40):
+        how = {"steps": steps, "leapfrog": 3, "chains": 4}
+        found = bidirectional_monte_carlo(model, 1000, **how)
+        evidence = model.evidence(found.x).detach().double()
+        below, above = evidence - found.lower.values, found.upper.values - evidence
+        for side in (below, above):
+            assert side.mean() > 3 * stats.sem(side)  # the sides are two, clearly
+        assert below.mean() + above.mean() == pytest.approx(found.gap.mean, abs=1e-5)
+        gaps.append(found.gap)
+    assert gaps[1].mean < 0.4 * gaps[0].mean and gaps[1].mean < 0.4
+    assert gaps[0].mean > 5 * gaps[0].standard_error > 5 * gaps[1].standard_error
+
+
+@STARTS
+def test_weights_of_the_sandwich_have_the_mean_that_they_should(model, start):
+    """Both ways, with few steps. Exact draws of p(z | x) are wide enough here.
+
+    Where p(z | x) is much narrower than p_0, weights on the way down have a mean, but
+    no variance, and no average tells what it is.
+    """
+    with torch.no_grad():
+        model.generative.loadings.mul_(0.3)
+        model.inference.below.zero_()
+        model.inference.weights.mul_(0.3)
+        model.inference.diagonal.fill_(0.3)
+    how = {"steps": 4, "leapfrog": 2, "chains": 2, "start": start}
+    found = bidirectional_monte_carlo(model, 3000, **how)
+    evidence = model.evidence(found.x).detach().double()
+    for log_ratio in (found.lower.values - evidence, evidence - found.upper.values):
+        ratio = log_ratio.exp()  # of the mean weight to its expectation
+        assert 0.001 < stats.sem(ratio) < 0.02
+        assert abs(ratio.mean() - 1) < 4 * stats.sem(ratio)
+
+
+def test_sandwich_of_data_from_the_model(model):
+    how = {"steps": 1, "chains": 1}
+    one, two, other = (
+        bidirectional_monte_carlo(model, 4000, seed=s, **how) for s in (0, 0, 1)
+    )
+    assert torch.equal(one.x, two.x) and not torch.equal(one.x, other.x)
+    covariance = model.loadings @ model.loadings.T + model.noise_scale.square().diag()
+    found = torch.cov(one.x.T)
+    assert (found - covariance).abs().max() < 0.1 * covariance.abs().max()
+    assert one.lower.monte_carlo_error.isnan().all()  # one chain has no spread
+
+
+def small_conditional(**options):
+    torch.manual_seed(1)
+    return models.ConditionalVAE(
+        num_classes=3,
+        data_dim=3,
+        latent_dim=2,
+        hidden=(8,),
+        likelihood="gaussian",
+        dropout=0.5,
+        **options,
+    )
+
+
+@STARTS
+def test_annealing_with_a_condition(start):
+    """Against the sum over a grid."""
+    model = small_conditional()
+    x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = annealed_importance_sampling(model, (x, y), start=start, **FEW)
+    truth = evaluation.grid_posterior(model, x, y, low=-12, high=12).log_evidence
+    assert ((found.values - truth).abs() < 5 * found.monte_carlo_error + 1e-3).all()
+    both = bidirectional_monte_carlo(model, 4, y[:3], start=start, **FEW)
+    assert both.x.shape == (12, 3)
+    grid = evaluation.grid_posterior(model, both.x, y[:3].repeat(4), low=-12, high=12)
+    for side in (both.lower, both.upper):
+        error = (side.values - grid.log_evidence).abs()
+        assert (error < 5 * side.monte_carlo_error + 1e-3).all()
+
+
+@STARTS
+def test_annealing_of_a_mixture(start):
+    """A GMVAE without y: prior and posterior are mixtures of Gaussians."""
+    torch.manual_seed(2)
+    model = models.GaussianMixtureVAE(
+        num_classes=2, data_dim=3, latent_dim=1, hidden=(6,), likelihood="gaussian"
+    )
+    x = torch.randn(5, 3)
+    found = annealed_importance_sampling(model, x, start=start, **FEW)
+    truth = evaluation.grid_posterior(model, x, low=-15, high=15, points=2000)
+    error = (found.values - truth.log_evidence).abs()
+    assert (error < 5 * found.monte_carlo_error + 1e-3).all()
+    assert bidirectional_monte_carlo(model, 3, steps=2, start=start).x.shape == (3, 3)
+
+
+def test_annealing_is_the_same_in_parts(model, monkeypatch):
+    """In expectation: each batch has draws of its own."""
+    whole = annealed_importance_sampling(model, X[:20], **FEW)
+    monkeypatch.setattr(evaluation, "_ROWS", 7 * FEW["chains"])
+    seen = []
+    progress = lambda steps: seen.append(len(steps)) or steps  # noqa: E731
+    cut = annealed_importance_sampling(model, X[:20], progress=progress, **FEW)
+    assert seen == [40, 40, 40]
+    error = (whole.monte_carlo_error.square() + cut.monte_carlo_error.square()).sqrt()
+    assert ((whole.values - cut.values).abs() < 5 * error).all()
+    both = bidirectional_monte_carlo(model, 20, steps=2, chains=24)
+    assert both.x.shape == (20, 3) and len(both.upper.values) == 20
+
+
+def test_annealing_leaves_all_as_it_was():
+    model = small_conditional().train()
+    x, y = torch.randn(4, 3), torch.arange(4) % 3
+    state = torch.get_rng_state()
+    how = {"steps": 3, "chains": 2, "leapfrog": 1}
+    one, two, other = (
+        annealed_importance_sampling(model, (x, y), seed=s, **how).values
+        for s in (0, 0, 1)
+    )
+    assert torch.equal(one, two) and not torch.equal(one, other)  # no dropout in it
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert not one.requires_grad and torch.is_grad_enabled()
+
+
+def test_annealing_refuses_what_it_cannot_do(model):
+    for name in ("steps", "leapfrog", "chains"):
+        with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+            annealed_importance_sampling(model, X, **{name: 0})
+        with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+            bidirectional_monte_carlo(model, 5, **{name: 0})
+    with pytest.raises(ValueError, match="start is 'q'; expected one of"):
+        annealed_importance_sampling(model, X, start="q")
+    with pytest.raises(ValueError, match="n is 0"):
+        bidirectional_monte_carlo(model, 0)
+    with pytest.raises(ValueError, match=r"expected \(N, 3\)"):
+        annealed_importance_sampling(model, X[:, :2])
+    model.prior = lambda: Independent(Bernoulli(torch.full((2,), 0.3)), 1)
+    with pytest.raises(ValueError, match="z is discrete"):
+        annealed_importance_sampling(model, X)
+
+
+# --- the gap, split ---
+
+
+def exact_gaps(model, x):
+    """Of the best diagonal Gaussian, and of the model's q: (N,) each."""
+    with torch.no_grad():
+        exact = model.exact_posterior(x)
+        return kl_divergence(best_of(exact), exact), model.gap(x)
+
+
+def best_of(exact):
+    """The best factorised Gaussian, with a covariance: torch compares only these."""
+    best = best_factorised(exact)
+    return type(exact)(best.mean, torch.diag_embed(best.variance))
+
+
+def excess(q_z, exact):
+    """M, (B, L, L): log p(x, z) - log q(z) is c + bᵀε - εᵀMε / 2 at z = μ + Cε."""
+    factor = torch.linalg.cholesky(q_z.covariance_matrix)
+    return factor.mT @ exact.precision_matrix @ factor - torch.eye(factor.shape[-1])
+
+
+def error_of_pairs(m, num_samples):
+    """Standard error of the mean of c - εᵀMε / 2, all that antithetic pairs leave."""
+    return (m.double().square().sum((-1, -2)) / 2 / num_samples).sqrt()
+
+
+def test_gap_of_factor_analysis(model):
+    """q is full here, and wider than the truth; the family compared is the diagonal."""
+    x, num_samples = X[:50], 10_000
+    family, total = (part.double() for part in exact_gaps(model, x))
+    with torch.no_grad():
+        exact = model.exact_posterior(x)
+        of_best = excess(best_of(exact), exact)
+        of_network = excess(model.posterior(x), exact)
+    log_p = model.evidence(x)
+    found = inference_gap(model, x, log_p, steps=200, num_samples=num_samples)
+    for part, expected, m, left in (  # left by an optimiser that stops
+        (found.approximation, family, of_best, 0.01),
+        (found.total, total, of_network, 0.0),
+        (found.amortisation, total - family, of_network - of_best, 0.01),
+    ):
+        one = error_of_pairs(m, num_samples).max().item()
+        assert one < 0.06
+        torch.testing.assert_close(part.values, expected, atol=5 * one + left, rtol=0)
+        away = abs(part.mean - expected.mean().item())
+        assert away < 4 * one / len(x) ** 0.5 + left
+        assert part.standard_error == pytest.approx(stats.sem(part.values), rel=1e-9)
+    z = (found.total.values - total) / error_of_pairs(of_network, num_samples)
+    assert 0.5 < z.square().mean() < 2  # as errors should
+    parts = found.approximation.values + found.amortisation.values
+    torch.testing.assert_close(parts, found.total.values)
+
+
+def test_family_that_holds_the_truth_has_no_approximation_gap(model):
+    x, how = X[:50], {"family": "full", "steps": 200, "num_samples": 10_000}
+    found = inference_gap(model, x, model.evidence(x), **how)
+    assert found.approximation.values.abs().max() < 0.03
+    with torch.no_grad():
+        total = model.gap(x).double()
+        m = excess(model.posterior(x), model.exact_posterior(x))
+    one = error_of_pairs(m, how["num_samples"]).max().item()  # M of the best q is 0
+    torch.testing.assert_close(
+        found.amortisation.values, total, atol=5 * one + 0.01, rtol=0
+    )
+    away = abs(found.amortisation.mean - total.mean().item())
+    assert away < 4 * one / len(x) ** 0.5 + 0.01
+
+
+def test_gap_estimates_log_p_by_itself(model):
+    found = inference_gap(model, X[:20], steps=5, num_samples=10, seed=4)
+    expected = evaluation.log_likelihood(model, X[:20], seed=4)
+    assert torch.equal(found.log_likelihood.values, expected.values)
+
+
+def test_gap_with_a_condition_leaves_the_model_alone():
+    model = small_conditional().train()
+    x, y = torch.randn(4, 3), torch.arange(4) % 3
+    state = torch.get_rng_state()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    how = {"steps": 30, "num_samples": 10_000}
+    found = inference_gap(model, (x, y), torch.zeros(4), **how)
+    expected = evaluation.elbo(model, (x, y), num_samples=20_000).values
+    torch.testing.assert_close(found.amortised.values, expected, atol=0.1, rtol=0.05)
+    assert (found.amortisation.values > 0).all()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+
+
+def test_gap_wrong_arguments(model):
+    with pytest.raises(ValueError, match=r"log_p has shape \(3,\); expected \(4,\)"):
+        inference_gap(model, X[:4], torch.zeros(3), steps=1, num_samples=1)
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        inference_gap(model, X[:4], num_samples=0)
+    with pytest.raises(ValueError, match="family is 'round'"):
+        inference_gap(model, X[:4], family="round")
+
+
+# --- latent coordinates ---
+
+
+def test_kl_of_each_coordinate(model):
+    """The formula for two numbers each, in NumPy."""
+    v = model.inference.weights.detach().double().numpy()
+    q = model.posterior(X[:1])
+    variance = q.covariance_matrix[0].diagonal().detach().double().numpy()
+    mean = X.double().numpy() @ v.T
+    expected = ((variance + mean**2 - 1 - np.log(variance)) / 2).mean(0)
+    found = evaluation.kl_per_coordinate(model, X)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.sum() < evaluation.terms(model, X).kl.double().mean()  # correlated
+
+
+@pytest.mark.parametrize("condition", ["both", "likelihood"])
+def test_kl_of_coordinates_adds_up(condition, monkeypatch):
+    model = small_conditional(condition=condition)
+    source = torch.randn(50, 3), torch.arange(50) % 3
+    found = evaluation.kl_per_coordinate(model, source)
+    total = evaluation.terms(model, source).kl.double().mean()
+    torch.testing.assert_close(found.sum(), total)
+    order = torch.randperm(50)
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 7)
+    again = evaluation.kl_per_coordinate(model, tuple(part[order] for part in source))
+    torch.testing.assert_close(again, found, rtol=1e-5, atol=1e-6)
+
+
+def test_kl_of_coordinates_needs_gaussians():
+    mixture = models.GaussianMixtureVAE(num_classes=2, data_dim=3, hidden=(3,))
+    with pytest.raises(ValueError, match="a MixtureSameFamily; expected a Gaussian"):
+        evaluation.kl_per_coordinate(mixture, torch.zeros(4, 3))
+
+
+def test_activity_is_the_variance_of_the_means(model, monkeypatch):
+    v = model.inference.weights.detach().double().numpy()
+    expected = np.var(X.double().numpy() @ v.T, axis=0)
+    np.testing.assert_allclose(evaluation.activity(model, X), expected, rtol=1e-5)
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 7)
+    np.testing.assert_allclose(evaluation.activity(model, X), expected, rtol=1e-5)
+    assert (evaluation.activity(model, X[:1]) == 0).all()
+
+
+def test_active_units_are_those_that_move(model):
+    with torch.no_grad():
+        model.inference.weights[0] *= 1e-3
+    assert evaluation.active_units(model, X).tolist() == [False, True]
+    assert evaluation.active_units(model, X, threshold=1e-12).all()
+    assert not evaluation.active_units(model, X, threshold=1e6).any()
+    with pytest.raises(ValueError, match="threshold is 0; expected a positive number"):
+        evaluation.active_units(model, X, threshold=0)
+
+
+def test_following_the_label_is_no_activity():
+    model = small_conditional()
+    source = torch.randn(30, 3), torch.arange(30) % 3
+    model.posterior = lambda x, y: model.prior(y)
+    assert model.prior(source[1]).mean.var(0).min() > 0.01
+    assert evaluation.activity(model, source).max() < 1e-12
+    shift = lambda x, y: model.prior(y).stddev * x[:, :2]  # noqa: E731
+    model.posterior = lambda x, y: Normal(model.prior(y).mean + shift(x, y), 1.0)
+    expected = source[0][:, :2].double().var(0, correction=0)
+    torch.testing.assert_close(
+        evaluation.activity(model, source), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_activity_of_a_mixture():
+    mixture = models.GaussianMixtureVAE(num_classes=2, data_dim=3, hidden=(3,))
+    assert evaluation.active_units(mixture, torch.eye(3)).shape == (64,)

@@ -46,7 +46,7 @@ def test_gmvae_speed_measures_every_contender(tmp_path, monkeypatch):
     monkeypatch.setenv("AEVB_DATA", str(tmp_path))  # no MNIST: random bytes
     monkeypatch.setenv("AEVB_FAST", "1")
     output = tmp_path / "latest.json"
-    short = "--turns 1 --examples 20 --batch-size 20 --threads 1 --warm-up 1"
+    short = "--turns 1 --examples 20 --batch-size 20 --threads 1"
     run = subprocess.run(
         [
             sys.executable,

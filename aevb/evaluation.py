@@ -9,7 +9,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -703,6 +702,8 @@ def match_clusters(predicted: Tensor, y: Tensor) -> Tensor:
         >>> match_clusters(torch.tensor([2, 2, 0, 1]), torch.tensor([0, 0, 1, 1]))
         tensor([ 1, -1,  0])
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     for name, numbers in (("predicted", predicted), ("y", y)):
         if not isinstance(numbers, Tensor) or numbers.dtype != torch.int64:
             given = getattr(numbers, "dtype", f"a {type(numbers).__name__}")

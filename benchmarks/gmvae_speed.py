@@ -27,9 +27,7 @@ Rates are examples a second of wall time. The result goes to
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -167,13 +165,9 @@ def serve(contender: str, task: dict, count: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--turns", type=int, default=11, help="of each contender")
+    parser = training_speed.command_line(__doc__, 11, HERE / "gmvae_latest.json")
     parser.add_argument("--examples", type=int, default=3000, help="in one turn")
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--output", type=Path, default=HERE / "gmvae_latest.json")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
         contender, task, count = options.serve
@@ -182,12 +176,11 @@ def main(arguments: list[str] | None = None) -> None:
     size = options.batch_size
     task = {"task": "training", "batch_size": size, "unit": size}
     count = max(1, options.examples // size)
+    report = training_speed.begin(options.threads)
     result = training_speed.race(
         task, count, options.turns, options.threads, NAMES, __file__
     )
-    report = {"machine": training_speed.machine(options.threads), "results": [result]}
-    about = report["machine"]
-    print(f"{about['cpu']}, {options.threads} threads, torch {about['torch']}")
+    report["results"].append(result)
     print(f"{'':22}{'rate':>10}{'ratio':>8}{'(lowest … highest)':>20}{'CPU':>8}")
     for name, found in result["results"].items():
         rate, ratio = found["rate"]["median"], found["ratio"]
@@ -200,8 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         "rate: examples a second; ratio: aevb's rate to this one's, and the same of"
         f" processor time; trained on {result['data']}"
     )
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {os.path.relpath(options.output)}")
+    training_speed.write(report, options.output)
 
 
 if __name__ == "__main__":

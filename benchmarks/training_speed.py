@@ -333,23 +333,39 @@ def title(task: dict) -> str:
     return "log-density" + (" and gradient" if task["backward"] else "")
 
 
+def command_line(description: str, turns: int, output: Path) -> argparse.ArgumentParser:
+    """The options of every benchmark; ``turns`` and ``output`` are defaults."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--turns", type=int, default=turns, help="of each contender")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    return parser
+
+
+def begin(threads: int) -> dict:
+    """A report on this machine without results; says which machine it is."""
+    about = machine(threads)
+    print(f"{about['cpu']}, {threads} threads, torch {about['torch']}")
+    return {"machine": about, "results": []}
+
+
+def write(report: dict, path: Path) -> None:
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {os.path.relpath(path)}")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--turns", type=int, default=15, help="of each contender")
+    parser = command_line(__doc__, 15, HERE / "latest.json")
     parser.add_argument("--examples", type=int, default=10000, help="in one turn")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 512])
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", default="", help="tasks that hold this word")
-    parser.add_argument("--output", type=Path, default=HERE / "latest.json")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
         contender, task, count = options.serve
         return serve(contender, json.loads(task), int(count))
 
-    report = {"machine": machine(options.threads), "results": []}
-    about = report["machine"]
-    print(f"{about['cpu']}, {options.threads} threads, torch {about['torch']}")
+    report = begin(options.threads)
     print(f"{'':44}{'rate':>12}{'ratio':>8}{'(lowest … highest)':>20}{'CPU':>8}")
     for task in tasks(options.batch_sizes):
         if options.only not in title(task):
@@ -372,8 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
         "rate: examples (log-densities) a second; ratio: aevb's rate to this one's, and"
         f" the same of processor time; trained on {', '.join(names)}"
     )
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {os.path.relpath(options.output)}")
+    write(report, options.output)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ are ``aevb``'s rate to the other one's. The result goes to
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-from training_speed import machine, race, stopwatch  # noqa: E402
+from training_speed import begin, command_line, race, stopwatch, write  # noqa: E402
 
 PAPER = {"recurrent": [256, 256], "hidden": [500, 500]}
 SMALL = {"recurrent": [16, 16], "hidden": [16, 16]}
@@ -96,24 +94,18 @@ def serve(contender: str, task: dict, count: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--turns", type=int, default=7, help="of each contender")
+    parser = command_line(__doc__, 7, HERE / "vrnn_latest.json")
     parser.add_argument("--steps", type=int, default=5, help="in one turn")
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--small", action="store_true", help="a tiny network")
-    parser.add_argument("--output", type=Path, default=HERE / "vrnn_latest.json")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
         contender, task, count = options.serve
         return serve(contender, json.loads(task), int(count))
 
-    about = machine(options.threads)
     sizes = SMALL if options.small else PAPER
     task = {"task": "VRNN", "sizes": sizes, "unit": options.batch_size}
-    print(f"{about['cpu']}, {options.threads} threads, torch {about['torch']}")
-    report = {"machine": about, "results": []}
+    report = begin(options.threads)
     for precision in ("", " bfloat16"):
         names = ["aevb" + precision, "plain", "plain bfloat16"]
         names = names if precision else names[:2]
@@ -129,8 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f" of processor time {found['processor_ratio']['median']:.2f}",
                 flush=True,
             )
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {os.path.relpath(options.output)}")
+    write(report, options.output)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from aevb import models
@@ -12,24 +13,26 @@ from aevb import models
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_training_speed_measures_every_contender(tmp_path, monkeypatch):
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """``measure(script, options)``: what it wrote, and what it printed."""
     monkeypatch.setenv("AEVB_DATA", str(tmp_path))  # no MNIST: random bytes
-    output = tmp_path / "latest.json"
+
+    def run(script: str, options: str) -> tuple[dict, str]:
+        output = tmp_path / "latest.json"
+        command = [f"benchmarks/{script}", *options.split(), "--output", output]
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(output.read_text()), done.stdout
+
+    return run
+
+
+def test_training_speed_measures_every_contender(measure):
     short = "--turns 2 --examples 40 --batch-sizes 20 --threads 1 --only us_b"
-    run = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/training_speed.py",
-            *short.split(),
-            "--output",
-            output,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    report = json.loads(output.read_text())
+    report, printed = measure("training_speed.py", short)
     assert {"cpu", "cores", "threads", "torch", "date"} <= report["machine"].keys()
     assert [r["likelihood"] for r in report["results"]] == ["continuous_bernoulli"]
     for result in report["results"]:
@@ -39,28 +42,14 @@ def test_training_speed_measures_every_contender(tmp_path, monkeypatch):
             assert found["rate"]["low"] <= found["rate"]["median"]
             assert found["rate"]["low"] > 0 and found["seconds"] > 0
         assert result["results"]["aevb"]["ratio"]["median"] == 1
-    assert "random bytes" in run.stdout
+    assert "random bytes" in printed
 
 
-def test_gmvae_speed_measures_every_contender(tmp_path, monkeypatch):
-    monkeypatch.setenv("AEVB_DATA", str(tmp_path))  # no MNIST: random bytes
+def test_gmvae_speed_measures_every_contender(measure, monkeypatch):
     monkeypatch.setenv("AEVB_FAST", "1")
-    output = tmp_path / "latest.json"
     short = "--turns 1 --examples 20 --batch-size 20 --threads 1"
-    run = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/gmvae_speed.py",
-            *short.split(),
-            "--output",
-            output,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    (result,) = json.loads(output.read_text())["results"]
+    report, _ = measure("gmvae_speed.py", short)
+    (result,) = report["results"]
     assert list(result["results"])[::5] == ["aevb", "plain"]
     assert all(r["rate"]["low"] > 0 for r in result["results"].values())
 
@@ -80,18 +69,9 @@ def test_gmvae_speed_contenders_compute_the_same():
     torch.testing.assert_close(ours.elbo, repeated.elbo, rtol=1e-5, atol=1e-3)
 
 
-def test_vrnn_speed_measures_both_precisions(tmp_path, monkeypatch):
-    monkeypatch.setenv("AEVB_DATA", str(tmp_path))
-    output = tmp_path / "latest.json"
-    short = "--small --turns 2 --steps 2 --batch-size 10 --threads 1 --output"
-    run = subprocess.run(
-        [sys.executable, "benchmarks/vrnn_speed.py", *short.split(), output],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    report = json.loads(output.read_text())
+def test_vrnn_speed_measures_both_precisions(measure):
+    short = "--small --turns 2 --steps 2 --batch-size 10 --threads 1"
+    report, _ = measure("vrnn_speed.py", short)
     single, low = (result["results"] for result in report["results"])
     assert list(single) == ["aevb", "plain"]
     assert list(low) == ["aevb bfloat16", "plain", "plain bfloat16"]

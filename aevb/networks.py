@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -111,20 +112,24 @@ class Chain(nn.Sequential):
         return h
 
 
+ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh}
+
+
 class MLP(Chain):
-    """Linear, ReLU, dropout; repeated for each hidden width; no output layer.
+    """Linear, activation, dropout; repeated for each hidden width; no output layer.
 
     Args:
         inputs: number of input features; several numbers for a network of several
             inputs, which its first layer takes as :class:`Linear` does.
         hidden: width of each hidden layer.
         dropout: probability of dropping a hidden unit.
+        activation: ``"relu"`` or ``"tanh"``.
 
     Shape: (…, inputs) -> (…, hidden[-1]), or the identity if ``hidden`` is empty.
     ``features`` tells the number of output features.
 
     Raises:
-        ValueError: several inputs and no hidden layer to take them.
+        ValueError: several inputs and no hidden layer to take them; unknown activation.
 
     Example:
         >>> MLP(784, (500, 500))(torch.zeros(3, 784)).shape
@@ -138,7 +143,12 @@ class MLP(Chain):
         inputs: int | Sequence[int],
         hidden: Sequence[int],
         dropout: float = 0.0,
+        activation: str = "relu",
     ):
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation is {activation!r}; expected one of {tuple(ACTIVATIONS)}"
+            )
         sizes = (inputs,) if isinstance(inputs, int) else tuple(inputs)
         if not hidden and len(sizes) > 1:
             raise ValueError(
@@ -147,7 +157,7 @@ class MLP(Chain):
             )
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [Linear(sizes, width), nn.ReLU(inplace=True)]
+            layers += [Linear(sizes, width), ACTIVATIONS[activation]()]
             layers.append(nn.Dropout(dropout))  # also for 0: same names of weights
             sizes = (width,)
         super().__init__(*layers)

@@ -163,6 +163,7 @@ def test_without_hidden_layers_it_is_linear():
             r"likelihood is 'poisson'; expected one of \('bern",
         ),
         ({"encoders": 3}, "encoders is 3; expected 1 or 2"),
+        ({"activation": "sine"}, "activation is 'sine'; expected one of"),
         ({"latent_dim": 0}, "latent_dim is 0; expected at least 1"),
         ({"data_dim": -2}, "data_dim is -2; expected at least 1"),
         ({"hidden": (5, 0)}, r"hidden is \(5, 0\); expected widths"),

@@ -36,6 +36,14 @@ def test_mlp_layers():
     assert networks.MLP(7, (5,)).state_dict().keys() == with_dropout.state_dict().keys()
 
 
+def test_activations():
+    mlp = networks.MLP(3, (4,), activation="tanh")
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(mlp(x), torch.tanh(mlp[0](x)))
+    with pytest.raises(ValueError, match=r"activation is 'sine'; expected one of"):
+        networks.MLP(3, (4,), activation="sine")
+
+
 def test_mlp_without_hidden_layers_is_the_identity():
     mlp = networks.MLP(7, ())
     x = torch.arange(7.0)

@@ -16,11 +16,19 @@ from aevb.networks import MLP, GaussianHead, likelihood_head, linear, positive
 class SplitEncoder(nn.Module):
     """x ↦ N(μ(x), diag(σ(x)²)) with one network for μ and another one for σ."""
 
-    def __init__(self, size: int, hidden: Sequence[int], latent: int, dropout: float):
+    def __init__(
+        self,
+        size: int,
+        hidden: Sequence[int],
+        latent: int,
+        dropout: float,
+        activation: str,
+    ):
         super().__init__()
         self.mean, self.std = (
             nn.Sequential(
-                body := MLP(size, hidden, dropout), linear(body.features, latent)
+                body := MLP(size, hidden, dropout, activation),
+                linear(body.features, latent),
             )
             for _ in range(2)
         )
@@ -43,9 +51,11 @@ class VAE(LatentVariableModel):
             x in {0, 1}, or ``"gaussian"``, N(·, σ² I) with one learned σ.
         dropout: probability of dropping a hidden unit during training.
         encoders: 1, a network with two heads, or 2, a network each for μ and σ.
+        activation: of the hidden units, ``"relu"`` or ``"tanh"``.
 
     Raises:
-        ValueError: unknown likelihood; ``encoders`` other than 1 or 2; a size < 1;
+        ValueError: unknown likelihood or activation; ``encoders`` other than 1 or 2; a
+            size < 1;
             ``dropout`` outside [0, 1).
 
     Example:
@@ -65,21 +75,23 @@ class VAE(LatentVariableModel):
         likelihood: str = "continuous_bernoulli",
         dropout: float = 0.1,
         encoders: int = 1,
+        activation: str = "relu",
     ):
         super().__init__()
         if encoders not in (1, 2):
             raise ValueError(f"encoders is {encoders}; expected 1 or 2")
         check_network(hidden, dropout, data_dim=data_dim, latent_dim=latent_dim)
         self.data_dim, self.latent_dim = data_dim, latent_dim
-        decoder = MLP(latent_dim, tuple(reversed(hidden)), dropout)
+        decoder = MLP(latent_dim, tuple(reversed(hidden)), dropout, activation)
         head = likelihood_head(likelihood, decoder.features, data_dim)
         self.generative = nn.Sequential(decoder, head)
         if encoders == 1:
-            body = MLP(data_dim, hidden, dropout)
+            body = MLP(data_dim, hidden, dropout, activation)
             head = GaussianHead(body.features, latent_dim)
             self.inference = nn.Sequential(body, head)
         else:
-            self.inference = SplitEncoder(data_dim, hidden, latent_dim, dropout)
+            sizes = data_dim, hidden, latent_dim
+            self.inference = SplitEncoder(*sizes, dropout, activation)
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
     def prior(self) -> Independent:

@@ -9,7 +9,6 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 from torch.distributions import (
-    Bernoulli,
     Categorical,
     Distribution,
     Independent,
@@ -19,6 +18,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+from torch.nn import functional as F
 
 # Below this size of the logit, Taylor series replace closed forms that cancel; at
 # 0.5 the series are off by less than 1e-11 and the closed forms by rounding alone.
@@ -204,6 +204,47 @@ def _cubic(x: Tensor, c0, c1, c2, c3) -> Tensor:
     return c0 + x * (c1 + x * (c2 + x * c3))
 
 
+class _LogProbability(torch.autograd.Function):
+    """log p(x | ℓ) = x ℓ - softplus(ℓ), with the gradient x - sigmoid(ℓ) in one go."""
+
+    generate_vmap_rule = True  # torch.func may map over it
+
+    @staticmethod
+    def forward(value: Tensor, logits: Tensor) -> Tensor:
+        return value * logits - F.softplus(logits)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        value, logits = ctx.saved_tensors
+        d_value = grad * logits if ctx.needs_input_grad[0] else None
+        d_logits = None
+        if ctx.needs_input_grad[1]:
+            d_logits = (value - torch.sigmoid(logits)) * grad
+        return d_value, d_logits
+
+
+class Bernoulli(torch.distributions.Bernoulli):
+    """torch's Bernoulli, with a log-probability at less than half its cost.
+
+    Where a model has Bernoulli pixels, most of the time that matrix products leave goes
+    into this one function and its gradient.
+
+    Example:
+        >>> Bernoulli(logits=torch.tensor([0.0, 3.0])).log_prob(torch.ones(2))
+        tensor([-0.6931, -0.0486])
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """x ℓ - log(1 + exp(ℓ)), nats; the shape that ``value`` and ℓ broadcast to."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return _LogProbability.apply(value, self.logits)
+
+
 def diagonal_normal(mean: Tensor, std: Tensor) -> Independent:
     """N(mean, diag(std²)) over the last dimension; ``log_prob`` sums over it.
 
@@ -303,7 +344,9 @@ def _(distribution: ContinuousBernoulli, sample_shape=(), generator=None) -> Ten
 
 
 @rsample.register
-def _(distribution: Bernoulli, sample_shape=(), generator=None) -> Tensor:
+def _(
+    distribution: torch.distributions.Bernoulli, sample_shape=(), generator=None
+) -> Tensor:
     d = distribution
     with torch.no_grad():
         uniform = _noise(torch.rand, d, d.probs, sample_shape, generator)

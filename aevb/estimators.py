@@ -220,11 +220,7 @@ def importance_weighted(
             f"gradient is {gradient!r}; expected 'plain' or 'doubly-reparameterised'"
         )
     q_z = model.posterior(x, *condition)
-    if not q_z.has_rsample:
-        raise ValueError(
-            f"q(z | x) is a {type(q_z).__name__}, whose draws carry no gradient;"
-            " expected a distribution that is reparameterised"
-        )
+    _check_reparameterised(q_z)
     z = rsample(q_z, (num_samples,), generator)  # (K, B, L)
     twice = gradient == "doubly-reparameterised"
     log_q = (detached(q_z) if twice else q_z).log_prob(z)  # (K, B)
@@ -236,6 +232,109 @@ def importance_weighted(
     reconstruction = (v * log_p).sum(0)
     bound = log_w.logsumexp(0) - math.log(num_samples)
     return ElboTerms(reconstruction, reconstruction - bound)
+
+
+def systematic_resampling(
+    weights: Tensor, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Choose ``count`` of K draws, with replacement, by their weights.
+
+    Draw k is chosen v_k ``count`` times in expectation, and at most one time more or
+    less than that: one uniform number places ``count`` equidistant points on the
+    cumulated weights.
+
+    Args:
+        weights: v, (K, B), each column of which sums to 1.
+        count: M.
+        generator: for the uniform numbers; the global one if None.
+
+    Returns:
+        (M, B) int64, indices from 0 to K - 1.
+
+    Raises:
+        ValueError: count < 1.
+
+    Example:
+        >>> weights = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.5, 1.0]])
+        >>> systematic_resampling(weights, 2)
+        tensor([[0, 2],
+                [2, 2]])
+    """
+    check_count("count", count)
+    ends = weights.T.cumsum(1).contiguous()  # (B, K)
+    start = torch.rand(
+        len(ends), 1, generator=generator, dtype=ends.dtype, device=ends.device
+    )
+    points = (torch.arange(count, device=ends.device) + start) / count  # (B, M)
+    last = (weights.T > 0).long().cumsum(1).argmax(1, keepdim=True)  # rounding's guard
+    return torch.searchsorted(ends, points, right=True).minimum(last).T
+
+
+def importance_resampled(
+    model: LatentVariableModel,
+    x: Tensor,
+    *condition: Tensor,
+    num_samples: int = 50,
+    kept: int = 5,
+    generator: torch.Generator | None = None,
+) -> ElboTerms:
+    """:func:`importance_weighted`, whose gradient passes through few of the K draws.
+
+    Most of the K weights are small, yet each draw costs a pass back through the
+    decoder. Here the weights of all K are computed without a gradient; then M of the
+    draws are chosen with probabilities v_k (:func:`systematic_resampling`), and the
+    gradient, Σ_k v_k ∇ log w_k, is the mean of theirs, unbiased for any M. In φ it is
+    doubly reparameterised. With K = 50 and M = 5 a step takes about half the time.
+
+    Args:
+        model, x, condition, num_samples, generator: as for
+            :func:`importance_weighted`.
+        kept: M.
+
+    Returns:
+        :class:`~aevb.model.ElboTerms`, nats, (B,) each: the bound of all K draws.
+
+    Raises:
+        ValueError: num_samples < 1; kept < 1; a q(z | x) whose draws carry no gradient.
+    """
+    check_count("num_samples", num_samples)
+    q_z = model.posterior(x, *condition)
+    _check_reparameterised(q_z)
+    z = rsample(q_z, (num_samples,), generator)  # (K, B, L)
+    constant, prior = detached(q_z), model.prior(*condition)
+
+    def terms(z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log w."""
+        log_p = model.likelihood(z, *condition).log_prob(x)
+        return log_p, log_p + prior.log_prob(z) - constant.log_prob(z)
+
+    with torch.no_grad():
+        log_p, log_w = terms(z)  # (K, B)
+        v = log_w.softmax(0)  # (K, B), sums to 1
+        reconstruction = (v * log_p).sum(0)
+        kl = reconstruction - log_w.logsumexp(0) + math.log(num_samples)
+        chosen = systematic_resampling(v, kept, generator)  # (M, B)
+        v_chosen = v.gather(0, chosen).unsqueeze(-1)  # (M, B, 1)
+    z = z.gather(0, chosen.unsqueeze(-1).expand(-1, -1, z.shape[-1]))  # (M, B, L)
+    if z.requires_grad:
+        z.register_hook(lambda of_z: v_chosen * of_z)
+    log_p, log_w = (part.mean(0) for part in terms(z))  # (B,), for their gradients
+    return ElboTerms(
+        reconstruction + _only_gradient(log_p), kl + _only_gradient(log_p - log_w)
+    )
+
+
+def _only_gradient(value: Tensor) -> Tensor:
+    """Zero, with the gradient of ``value``."""
+    return value - value.detach()
+
+
+def _check_reparameterised(q_z) -> None:
+    if not q_z.has_rsample:
+        raise ValueError(
+            f"q(z | x) is a {type(q_z).__name__}, whose draws carry no gradient;"
+            " expected a distribution that is reparameterised"
+        )
 
 
 def marginalised(

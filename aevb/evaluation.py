@@ -120,7 +120,7 @@ def _log_mean(draw: Callable[..., Tensor], num_samples: int) -> Tensor:
     """
     total, left = None, num_samples
     while left:
-        count = min(left, 100)  # 100 x 100 x D numbers at a time
+        count = min(left, 20)  # 20 x 100 x D numbers at a time stay in the cache
         part = draw(num_samples=count).double().logsumexp(0)
         total = part if total is None else torch.logaddexp(total, part)
         left -= count

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
-from aevb.distributions import ContinuousBernoulli, diagonal_normal
+from aevb.distributions import Bernoulli, ContinuousBernoulli, diagonal_normal
 
 SMALLEST_STD = 1e-6  # added to every softplus, which underflows to 0 near -100
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy import integrate, stats
 from torch.distributions import (
-    Bernoulli,
     Categorical,
     Independent,
     Laplace,
@@ -23,6 +22,7 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aevb.distributions import (
+    Bernoulli,
     ContinuousBernoulli,
     detached,
     diagonal_normal,
@@ -336,6 +336,21 @@ def test_arguments_are_validated_if_asked():
     with pytest.raises(ValueError, match="logits"):
         ContinuousBernoulli(torch.tensor([math.nan]), validate_args=True)
     ContinuousBernoulli(torch.zeros(3), validate_args=False).log_prob(torch.ones(3) * 2)
+
+
+def test_bernoulli_is_torchs():
+    logits = torch.tensor([[-500.0], [-3.0], [0.0], [2.0], [90.0]], dtype=torch.float64)
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64)  # broadcasts
+    values, gradients = [], []
+    for kind in (Bernoulli, torch.distributions.Bernoulli):
+        leaf = logits.clone().requires_grad_()
+        value = kind(logits=leaf).log_prob(x)
+        gradients.append(torch.autograd.grad(value.sum(), leaf)[0])
+        values.append(value)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(ValueError, match="support"):
+        Bernoulli(logits=logits).log_prob(x + 0.5)
 
 
 def test_parameter_is_not_the_mean():

@@ -22,10 +22,12 @@ from aevb.estimators import (
     fully_sampled,
     gradient_samples,
     gumbel_softmax,
+    importance_resampled,
     importance_weighted,
     marginalised,
     score_function,
     signal_to_noise,
+    systematic_resampling,
 )
 from aevb.model import ElboTerms
 from aevb.networks import unconstrained
@@ -656,6 +658,44 @@ def test_an_exact_q_leaves_nothing_to_learn_and_no_noise():
             for gradient in GRADIENTS
         )
         assert twice.abs().max() < 1e-4 and plain.abs().max() > 0.1
+
+
+def test_importance_resampled_agrees_in_expectation():
+    """Its value with the same draws; its gradient over many choices of them."""
+    model, x = near_exact()
+    k, n = 6, 20_000
+    full = importance_weighted(
+        model, x, num_samples=k, generator=torch.Generator().manual_seed(0)
+    )
+    few = importance_resampled(
+        model, x, num_samples=k, kept=2, generator=torch.Generator().manual_seed(0)
+    )
+    torch.testing.assert_close(few, full)
+    exact, resampled = (
+        gradient_samples(model, estimator, x, n, num_samples=k, **options)
+        for estimator, options in (
+            (importance_weighted, {"gradient": "doubly-reparameterised"}),
+            (importance_resampled, {"kept": 2}),
+        )
+    )
+    error = (exact.var(0) + resampled.var(0)).sqrt() / n**0.5
+    gap = (exact.mean(0) - resampled.mean(0)).abs()
+    assert (gap <= 4.5 * error).all()
+    assert (exact.mean(0).abs() > 8 * error).sum() > len(error) / 2
+    for kept in (1, 6):
+        assert importance_resampled(model, x, kept=kept).elbo.shape == (4,)
+
+
+def test_systematic_resampling():
+    g = torch.Generator().manual_seed(0)
+    weights = torch.tensor([[0.5, 0.0], [0.3, 0.0], [0.2, 1.0], [0.0, 0.0]])
+    chosen = systematic_resampling(weights.repeat(1, 5000), 4, g)  # (4, 10_000)
+    counts = torch.nn.functional.one_hot(chosen, 4).sum(0).view(5000, 2, 4)
+    share = 4 * weights.T
+    assert (counts - share).abs().max() < 1  # never off by a whole one
+    assert (counts.double().mean(0) - share).abs().max() < 0.03
+    with pytest.raises(ValueError, match="count is 0"):
+        systematic_resampling(weights, 0)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

@@ -6,6 +6,7 @@ Importing it changes no global state and imports neither matplotlib nor IPython;
 
 from aevb import (
     data,
+    diagnostics,
     distributions,
     em,
     estimators,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "data",
+    "diagnostics",
     "distributions",
     "em",
     "estimators",

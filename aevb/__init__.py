@@ -13,9 +13,11 @@ from aevb import (
     inference,
     models,
     networks,
+    weights,
 )
 from aevb import model as model
 from aevb.training import fit
+from aevb.weights import pretrained
 
 __version__ = "0.1.0"
 
@@ -31,4 +33,6 @@ __all__ = [
     "model",
     "models",
     "networks",
+    "pretrained",
+    "weights",
 ]

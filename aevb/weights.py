@@ -63,9 +63,7 @@ def manifest() -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def pretrained(
-    name: str, device: torch.device | str = "cpu"
-) -> LatentVariableModel:
+def pretrained(name: str, device: torch.device | str = "cpu") -> LatentVariableModel:
     """A model of the book with trained weights, in evaluation mode.
 
     Works offline. Nothing in the file is executed, and a file that is not the one

@@ -66,7 +66,9 @@ RECIPES: dict[str, Recipe] = {
         "model": {"class": "FactorAnalysis", "arguments": {}},
         "data": {"source": "factor_analysis"},
         "seed": 0,
-        "stages": [{"steps": 8000, "every": 1000} | _ADAM | {"batch_size": 32, "lr": 1e-2}],
+        "stages": [
+            {"steps": 8000, "every": 1000} | _ADAM | {"batch_size": 32, "lr": 1e-2}
+        ],
     },
     "vae": {
         "model": {"class": "VAE", "arguments": _VAE},
@@ -186,7 +188,9 @@ def train(name: str, recipe: Recipe) -> tuple[LatentVariableModel, float]:
     for number, stage in enumerate(recipe["stages"], 1):
         inputs, told = examples, stage.get("groups")
         if told:
-            groups, extra = find_groups(f"{name}.groups", told, examples, recipe["seed"])
+            groups, extra = find_groups(
+                f"{name}.groups", told, examples, recipe["seed"]
+            )
             inputs, seconds = (examples.x, groups), seconds + extra
             model.inputs = ("x", "y")
         history = run_stage(f"{name}.{number}", model, inputs, stage, recipe["seed"])
@@ -453,7 +457,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="+", choices=list(RECIPES), metavar="NAME")
     parser.add_argument("--out", type=Path, default=weights.FOLDER)
     parser.add_argument("--score", action="store_true", help="only score again")
-    parser.add_argument("--weights", type=Path, help="pack this state_dict or checkpoint")
+    parser.add_argument(
+        "--weights", type=Path, help="pack this state_dict or checkpoint"
+    )
     parser.add_argument("--seconds", type=float, help="what it took")
     parser.add_argument("--note", default="", help="kept with the training's record")
     parser.add_argument("--samples", type=int, help="draws for log p(x)")

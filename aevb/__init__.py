@@ -14,9 +14,11 @@ from aevb import (
     inference,
     models,
     networks,
+    weights,
 )
 from aevb import model as model
 from aevb.training import fit
+from aevb.weights import pretrained
 
 __version__ = "0.1.0"
 
@@ -33,4 +35,6 @@ __all__ = [
     "model",
     "models",
     "networks",
+    "pretrained",
+    "weights",
 ]

@@ -236,3 +236,15 @@ def test_unsuitable_data_are_refused(likelihood, x, error, message):
     for function in (evaluation.elbo, evaluation.log_likelihood):
         with pytest.raises(error, match=message):
             function(model, x)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_start_at_the_mean(likelihood):
+    model = small(likelihood=likelihood)
+    x = torch.rand(50, model.data_dim).round()
+    assert model.start_at(x) is model
+    with torch.no_grad():
+        for parameter in model.generative[0].parameters():
+            parameter.zero_()  # h = 0: only the output biases are left
+    mean = model.likelihood(torch.randn(3, model.latent_dim)).mean
+    torch.testing.assert_close(mean, x.mean(0).clamp(1e-3, 1 - 1e-3).expand(3, -1))

@@ -15,10 +15,10 @@ before. Beside those a stage may have
 
 Every stage keeps a checkpoint in `_build/pretrain/`, from which a stopped training goes
 on, and from which a finished one is packed at once. ``--weights`` packs the checkpoint
-of :func:`aevb.fit`, or the state_dict, of a training done elsewhere by the recipe. What is stored is rounded to half
-precision, and scored after that. Each model's entry of the manifest is by itself:
-another recipe for one of them changes no other. ``AEVB_FAST=1`` takes a handful of
-steps on the bundled digits, into ``--out``.
+of :func:`aevb.fit`, or the state_dict, of a training done elsewhere by the recipe. What
+is stored is rounded to half precision, and scored after that. Each model's entry of the
+manifest is by itself: another recipe for one of them changes no other. ``AEVB_FAST=1``
+takes a handful of steps on the bundled digits, into ``--out``.
 """
 
 from __future__ import annotations

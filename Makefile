@@ -14,7 +14,7 @@ PORT ?= 8000
 JOBS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help book serve test lint check notebooks renumber repository benchmark clean
+.PHONY: help book serve test lint check notebooks renumber weights repository benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,7 +60,11 @@ notebooks: $(FULL)/.made ## run the chapters at full speed, store outputs and st
 
 renumber: $(FULL)/.made ## number sections, equations, figures, boxes; the mentions follow
 	@$(FULL)/bin/python -m tools.renumber
+	@$(FULL)/bin/python -m tools.results
 	@$(FULL)/bin/python -m tools.references
+
+weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (NAME=vae)
+	$(FULL)/bin/python -m tools.pretrain $(FLAGS) $(NAME)
 
 repository: $(SITE)/.made ## point everything at another home: URL=https://github.com/you/fork
 	@$(SITE)/bin/python -m tools.repository $(URL) $(BRANCH)

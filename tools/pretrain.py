@@ -14,10 +14,11 @@ before. Beside those a stage may have
   chapter 9 does: by EM on the codes of a VAE (see :func:`find_groups`).
 
 Every stage keeps a checkpoint in `_build/pretrain/`, from which a stopped training goes
-on, and from which a finished one is packed at once. What is stored is rounded to half
-precision, and scored after that. Each model's entry of the manifest is by itself:
-another recipe for one of them changes no other. ``AEVB_FAST=1`` takes a handful of
-steps on the bundled digits, into ``--out``.
+on, and from which a finished one is packed at once. ``--weights`` packs the checkpoint
+of :func:`aevb.fit`, or the state_dict, of a training done elsewhere by the recipe. What
+is stored is rounded to half precision, and scored after that. Each model's entry of the
+manifest is by itself: another recipe for one of them changes no other. ``AEVB_FAST=1``
+takes a handful of steps on the bundled digits, into ``--out``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from torch import Tensor
 from aevb import data, em, estimators, evaluation, fit, models, weights
 from aevb.model import LatentVariableModel
 from aevb.notebook import budget, fast
-from aevb.training import choose_device
+from aevb.training import History, choose_device
 from tools import conventions as c
 
 Recipe = dict[str, Any]
@@ -179,62 +180,82 @@ def data_of(recipe: Recipe, bundled: bool = False) -> tuple[data.Examples, ...]:
 # --- training -----------------------------------------------------------------------
 
 
-def train(name: str, recipe: Recipe) -> tuple[LatentVariableModel, float]:
-    """The trained model, and the seconds that it took, checkpoints included."""
+def train(
+    name: str, recipe: Recipe, work: Path = CHECKPOINTS
+) -> tuple[LatentVariableModel, float]:
+    """The trained model, and the seconds that it took, those before a stop included.
+
+    Args:
+        work: folder of the checkpoints. Their names depend on all that was done up to
+            their stage, so that none is ever taken for the stage of another recipe.
+    """
     examples, _ = data_of(recipe, bundled=fast())
     torch.manual_seed(recipe["seed"])
     model = weights.build(recipe["model"])
     seconds = 0.0
     for number, stage in enumerate(recipe["stages"], 1):
-        inputs, told = examples, stage.get("groups")
-        if told:
-            groups, extra = find_groups(
-                f"{name}.groups", told, examples, recipe["seed"]
-            )
+        so_far = recipe | {"stages": recipe["stages"][:number]}
+        path = work / f"{name}.{number}.{short_hash(so_far)}.pt"
+        inputs = examples
+        if "groups" in stage:
+            groups, extra = find_groups(recipe, stage["groups"], examples, path)
             inputs, seconds = (examples.x, groups), seconds + extra
             model.inputs = ("x", "y")
-        history = run_stage(f"{name}.{number}", model, inputs, stage, recipe["seed"])
+        history = run_stage(model, inputs, stage, recipe["seed"], path)
         seconds += history.seconds[-1]
         model.inputs = type(model).inputs
     return model.cpu().eval(), seconds
 
 
+def short_hash(thing: Any) -> str:
+    """Eight letters that tell one description from another."""
+    text = json.dumps(thing, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def run_stage(
-    name: str, model: LatentVariableModel, examples: Any, stage: dict, seed: int
-):
+    model: LatentVariableModel,
+    examples: Any,
+    stage: dict[str, Any],
+    seed: int,
+    path: Path,
+) -> History:
     """One stage: :func:`aevb.fit`, going on from its checkpoint if there is one."""
     options = {"seed": seed} | {k: v for k, v in stage.items() if k != "groups"}
     if "estimator" in options:
         chosen = dict(options["estimator"])
         function = getattr(estimators, chosen.pop("name"))
         options["estimator"] = partial(function, **chosen)
-    files = {"checkpoint": CHECKPOINTS / f"{name}.pt", "resume": True}
     if fast():
         del options["epochs" if "epochs" in options else "steps"]
         options |= {"steps": 2, "every": 1, "precision": None}
-        files = {}
-    print(f"{name}: {options}", flush=True)
+    print(f"{path.name}: {options}", flush=True)
+    files = {"checkpoint": path, "resume": True}
     return fit(model, examples, progress=False, **options, **files)
 
 
 def find_groups(
-    name: str, how: dict[str, Any], train: data.Examples, seed: int
+    recipe: Recipe, how: dict[str, Any], train: data.Examples, path: Path
 ) -> tuple[Tensor, float]:
     """A class for each example, found without labels: (N,) int64; and the seconds.
 
     As in chapter 9: a VAE; EM for mixtures of many Gaussians on its codes; for every
     subset of the restarts the components merged into ten groups; of these groupings
     the one whose groups are the most equal in size.
+
+    Args:
+        how: the stage's entry ``groups``.
+        path: of the stage's checkpoint; what is found is kept beside it.
     """
-    path = CHECKPOINTS / f"{name}.pt"
-    if path.exists() and not fast():
-        kept = torch.load(path, weights_only=True)
-        if kept["how"] == how:
-            return kept["groups"], kept["seconds"]
-    start = time.perf_counter()
+    kept = path.with_suffix(".groups.pt")
+    if kept.exists():
+        found = torch.load(kept, weights_only=True)
+        return found["groups"], found["seconds"]
+    seed = recipe["seed"]
+    torch.manual_seed(seed)
     vae = weights.build(how["model"])
-    history = run_stage(f"{name}.vae", vae, train, how["stage"], seed)
-    begun = start if fast() else time.perf_counter() - history.seconds[-1]
+    history = run_stage(vae, train, how["stage"], seed, path.with_suffix(".vae.pt"))
+    start = time.perf_counter()
     with torch.no_grad():
         vae.cpu()
         means = torch.cat([vae.posterior(x).mean for x in train.x.split(1000)])
@@ -243,9 +264,8 @@ def find_groups(
     fits = [responsibilities(x, how, 100 * seed + k) for k in range(how["restarts"])]
     subsets = [s for n in range(1, len(fits) + 1) for s in combinations(fits, n)]
     groups = min(map(merged, subsets), key=imbalance).argmax(1)
-    seconds = time.perf_counter() - begun
-    if not fast():
-        torch.save({"how": how, "groups": groups, "seconds": seconds}, path)
+    seconds = history.seconds[-1] + time.perf_counter() - start
+    torch.save({"groups": groups, "seconds": seconds}, kept)
     return groups, seconds
 
 
@@ -381,18 +401,18 @@ def pack(
             f"{name} takes {len(content):,} bytes; expected at most {LARGEST:,}"
         )
     digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"{name}.safetensors"
-    fresh = path.with_suffix(".partial")
     folder.mkdir(parents=True, exist_ok=True)
-    fresh.write_bytes(content)
-    stored = weights.load(weights.build(RECIPES[name]["model"]), fresh, digest)
-    entry = {
-        "recipe": RECIPES[name],
-        "training": training,
-        "scores": scores(name, stored, sizes),
-        "file": {"bytes": len(content), "sha256": digest},
-    }
-    fresh.replace(path)
+    with TemporaryDirectory(dir=folder) as aside:
+        fresh = Path(aside, f"{name}.safetensors")
+        fresh.write_bytes(content)
+        stored = weights.load(weights.build(RECIPES[name]["model"]), fresh, digest)
+        entry = {
+            "recipe": RECIPES[name],
+            "training": training,
+            "scores": scores(name, stored, sizes),
+            "file": {"bytes": len(content), "sha256": digest},
+        }
+        fresh.replace(folder / fresh.name)
     write_entry(name, entry, folder)
     return entry
 
@@ -492,7 +512,8 @@ def pack_one(name: str, options: argparse.Namespace, sizes: dict[str, int]):
         model.load_state_dict(state)
         seconds = options.seconds or seconds
     else:
-        model, seconds = train(name, recipe)
+        work = options.out / "checkpoints" if fast() else CHECKPOINTS
+        model, seconds = train(name, recipe, work)
     return pack(name, model.eval(), record(seconds, options.note), options.out, sizes)
 
 

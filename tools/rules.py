@@ -23,7 +23,7 @@ import nbformat
 import yaml
 
 from tools import conventions as c
-from tools import references, repository, stamps
+from tools import references, repository, results, stamps
 
 TAGS = {
     "setup",
@@ -600,6 +600,9 @@ def book_complaints(root: Path = c.ROOT) -> Iterator[str]:
         root
     ):
         yield "book/references.md is not what references.bib gives: run `make renumber`"
+    made = root / "book" / "results.md"
+    if made.exists() and made.read_text(encoding="utf-8") != results.page(root):
+        yield "book/results.md is not what the files give: run `make renumber`"
     yield from repository.disagreements(root)
 
 

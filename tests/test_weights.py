@@ -369,3 +369,11 @@ def test_a_checkpoint_of_another_recipe_is_not_taken(tmp_path, monkeypatch):
     pretrain.train("factor-analysis", recipe, tmp_path)
     pretrain.train("factor-analysis", recipe | {"seed": 1}, tmp_path)
     assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+def test_a_recipe_may_start_at_the_mean(tmp_path):
+    recipe = pretrain.RECIPES["vae-binarised"] | {"start_at": "mean"}
+    model, _ = pretrain.train("vae-binarised", recipe, tmp_path)
+    train, _ = pretrain.data_of(recipe, bundled=True)
+    expected = torch.logit(train.x.mean(0), eps=1e-3)
+    assert (model.generative[-1].logits.bias - expected).abs().max() < 0.1

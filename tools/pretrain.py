@@ -6,7 +6,8 @@
 
 A recipe is the model's class and arguments, the data, the seed, and the stages of the
 training: arguments of :func:`aevb.fit`, one set a stage, each going on from the one
-before. Beside those a stage may have
+before. With ``"start_at": "mean"`` the model's :meth:`start_at` sees the training data
+first. Beside the arguments of fit a stage may have
 
 * ``estimator``: ``{"name": "importance_weighted", "num_samples": 5}``, a function of
   :mod:`aevb.estimators` and its options;
@@ -192,6 +193,8 @@ def train(
     examples, _ = data_of(recipe, bundled=fast())
     torch.manual_seed(recipe["seed"])
     model = weights.build(recipe["model"])
+    if recipe.get("start_at") == "mean":
+        model.start_at(examples.x)
     seconds = 0.0
     for number, stage in enumerate(recipe["stages"], 1):
         so_far = recipe | {"stages": recipe["stages"][:number]}

@@ -654,18 +654,11 @@ def stage_of(options: argparse.Namespace) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> int:
     """Train a model and say how it goes."""
     recipe = recipe_of(options)
-    kept = [n for n in ("checkpoint.pt", "model.json") if (options.out / n).exists()]
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out is {options.out}, a file; expected a folder")
-    if len(kept) == 2 and not options.resume:
-        raise ValueError(
-            f"--out is {options.out}, which holds a training; expected another folder,"
-            " or --resume to go on with it"
-        )
+    check_folder(options)
     device = device_of(options)
     from aevb import runs
 
-    writes = int(os.environ.get("RANK", 0)) == 0
+    writes = first_process()
     talks = writes and not options.quiet
     _, history = runs.train(
         recipe,
@@ -680,6 +673,31 @@ def train(options: argparse.Namespace) -> int:
     if talks:
         print(f"done in {history.seconds[-1]:.0f} s; {PROGRAM} evaluate {options.out}")
     return DONE
+
+
+def check_folder(options: argparse.Namespace) -> None:
+    """Raise if the folder cannot receive this training.
+
+    Raises:
+        ValueError: it is a file, or it holds a training that is not to be resumed, or
+            one that cannot be.
+    """
+    folder = options.out
+    stopped, done = (
+        (folder / name).exists() for name in ("checkpoint.pt", "weights.safetensors")
+    )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out is {folder}, a file; expected a folder")
+    if (stopped or done) and not options.resume:
+        raise ValueError(
+            f"--out is {folder}, which holds a training; expected another folder, or"
+            " --resume to go on with it"
+        )
+    if done and not stopped:
+        raise ValueError(
+            f"--resume: {folder} holds weights and no checkpoint.pt to go on from;"
+            " expected another folder"
+        )
 
 
 class Progress:
@@ -884,6 +902,11 @@ def write_tensor(x: Tensor, options: argparse.Namespace) -> None:
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample}
 
 
+def first_process() -> bool:
+    """Whether this is the one that writes, of those that ``torchrun`` started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit status.
 
@@ -904,7 +927,8 @@ def main(argv: list[str] | None = None) -> int:
         if not expected(error):
             raise
         message, status = str(error), FAILED
-    print(f"{PROGRAM} {options.command}: {message}", file=sys.stderr)
+    if status == FAILED or first_process():
+        print(f"{PROGRAM} {options.command}: {message}", file=sys.stderr)
     return status
 
 

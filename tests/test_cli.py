@@ -338,6 +338,13 @@ def test_a_folder_that_holds_a_training_is_kept(vae, capsys):
     assert (vae / "weights.safetensors").read_bytes() == before
 
 
+def test_weights_without_a_checkpoint_are_kept(vae, tmp_path, capsys):
+    (tmp_path / "weights.safetensors").write_bytes(b"precious")
+    for more in ([], ["--resume"]):
+        status, said = complaint(capsys, *arguments("vae", tmp_path, *more))
+        assert status == 2 and "expected another folder" in said
+
+
 @pytest.mark.parametrize(
     "more, name",
     [

@@ -100,6 +100,7 @@ def fit(
     update: str = "both",
     estimator: Callable[..., ElboTerms] | None = None,
     record: Callable[[LatentVariableModel], dict[str, float]] | None = None,
+    report: Callable[[History], None] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     precision: str | None = None,
@@ -139,6 +140,8 @@ def fit(
         estimator: ``estimator(model, *batch)`` gives the :class:`ElboTerms` to
             maximise; ``model.elbo`` if None.
         record: ``record(model)`` gives more numbers to keep at each evaluation.
+        report: ``report(history)`` is called after each evaluation, when the
+            checkpoint is written: to show the history, or to keep it elsewhere.
         seed: of the order of the examples, the noise, the samples and the dropout.
         device: see :func:`choose_device`.
         precision: of the matrix products of a training step: None, that of the
@@ -216,6 +219,8 @@ def fit(
                 bar.set_postfix({k: f"{row[k]:.2f}" for k in row if k.endswith("elbo")})
                 if checkpoint is not None:
                     run.save(checkpoint)
+                if report is not None:
+                    report(run.history)
     return run.history
 
 

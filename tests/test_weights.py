@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import aevb
-from aevb import data, models, weights
+from aevb import data, models, runs, weights
 from tools import pretrain
 
 MANIFEST = weights.manifest()
@@ -263,7 +263,7 @@ def test_scores_on_mnist(name):
     stored = MANIFEST[name]["scores"]["test"]
     test = mnist(pretrain.RECIPES[name]["data"]["kind"])
     draws = min(500, stored["log_likelihood"]["samples"])
-    found = pretrain.score(aevb.pretrained(name), test, 1, draws, 50, seed=1)
+    found = runs.score(aevb.pretrained(name), test, 1, draws, 50, seed=1)
     for quantity in ("elbo", "gap", "accuracy"):
         if quantity in stored:
             difference = found[quantity]["mean"] - stored[quantity]["mean"]
@@ -296,7 +296,7 @@ def test_a_model_is_trained_and_packed(name, tmp_path, monkeypatch):
     before = (tmp_path / f"{name}.safetensors").read_bytes()
     assert len(before) == entry["file"]["bytes"]
     # A second time all of it comes from the checkpoints.
-    monkeypatch.setattr(pretrain, "fit", only_resumed(pretrain.fit))
+    monkeypatch.setattr(runs, "fit", only_resumed(runs.fit))
     assert pretrain.main(command) == 0
     again = read(tmp_path)[name]
     assert (tmp_path / f"{name}.safetensors").read_bytes() == before
@@ -348,7 +348,7 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
     model = models.FactorAnalysis()
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain, "score", fail)
+        patched.setattr(runs, "score", fail)
         with pytest.raises(KeyboardInterrupt):
             pretrain.pack("factor-analysis", model, {}, tmp_path)
     with monkeypatch.context() as patched:

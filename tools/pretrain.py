@@ -4,15 +4,8 @@
     python -m tools.pretrain iwae --weights run.pt --seconds 3600 --note "..."
     python -m tools.pretrain vae --score                         # only the scores again
 
-A recipe is the model's class and arguments, the data, the seed, and the stages of the
-training: arguments of :func:`aevb.fit`, one set a stage, each going on from the one
-before. With ``"start_at": "mean"`` the model's :meth:`start_at` sees the training data
-first. Beside the arguments of fit a stage may have
-
-* ``estimator``: ``{"name": "importance_weighted", "num_samples": 5}``, a function of
-  :mod:`aevb.estimators` and its options;
-* ``groups``: the model is told a class for each example, found without labels, as
-  chapter 9 does: by EM on the codes of a VAE (see :func:`find_groups`).
+The recipes are those of :mod:`aevb.recipes`; a stage's ``groups`` are found here, by
+:func:`find_groups`. ``python -m aevb train`` is for a training of your own.
 
 Every stage keeps a checkpoint in `_build/pretrain/`, from which a stopped training goes
 on, and from which a finished one is packed at once. ``--weights`` packs the checkpoint
@@ -25,12 +18,9 @@ takes a handful of steps on the bundled digits, into ``--out``.
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
-import math
 import time
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,118 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aevb import data, em, estimators, evaluation, fit, models, weights
+from aevb import data, em, runs, weights
 from aevb.model import LatentVariableModel
 from aevb.notebook import budget, fast
+from aevb.recipes import RECIPES, Recipe
 from aevb.training import History, choose_device
 from tools import conventions as c
 
-Recipe = dict[str, Any]
-
 LARGEST = 5_000_000  # bytes of one file
 CHECKPOINTS = c.ROOT / "_build" / "pretrain"
-
-_VAE = {"latent_dim": 20, "hidden": [500, 500], "dropout": 0.0}
-_MIXTURE = {"latent_dim": 64, "hidden": [512, 512]}
-_BURDA = {  # the network of Burda et al. (2016) with one stochastic layer
-    "latent_dim": 50,
-    "hidden": [200, 200],
-    "likelihood": "bernoulli",
-    "dropout": 0.0,
-    "activation": "tanh",
-}
-_ADAM = {"batch_size": 100, "lr": 1e-3, "schedule": "cosine"}
-_FAST_PRODUCTS = {"precision": "bfloat16"}
-
-# The settings of the chapters' own models at full speed.
-RECIPES: dict[str, Recipe] = {
-    "factor-analysis": {
-        "model": {"class": "FactorAnalysis", "arguments": {}},
-        "data": {"source": "factor_analysis"},
-        "seed": 0,
-        "stages": [
-            {"steps": 8000, "every": 1000} | _ADAM | {"batch_size": 32, "lr": 1e-2}
-        ],
-    },
-    "vae": {
-        "model": {"class": "VAE", "arguments": _VAE},
-        "data": {"source": "mnist", "kind": "continuous", "examples": 50000},
-        "seed": 0,
-        "stages": [{"epochs": 20} | _ADAM],
-    },
-    "conditional-vae": {
-        "model": {"class": "ConditionalVAE", "arguments": _VAE},
-        "data": {"source": "mnist", "kind": "continuous", "examples": 50000},
-        "seed": 0,
-        "stages": [{"epochs": 20} | _ADAM | _FAST_PRODUCTS],
-    },
-    "gaussian-mixture-vae": {
-        "model": {"class": "GaussianMixtureVAE", "arguments": _MIXTURE},
-        "data": {"source": "mnist", "kind": "binary", "examples": 60000},
-        "seed": 0,
-        "stages": [
-            {
-                "groups": {
-                    "model": {
-                        "class": "VAE",
-                        "arguments": _MIXTURE
-                        | {"likelihood": "bernoulli", "dropout": 0.0},
-                    },
-                    "stage": {"epochs": 12} | _ADAM | _FAST_PRODUCTS,
-                    "active": 0.1,
-                    "examples": 30000,
-                    "num_components": 40,
-                    "restarts": 4,
-                    "tolerance": 2e-3,
-                    "max_iterations": 60,
-                },
-                "epochs": 12,
-            }
-            | _ADAM
-            | _FAST_PRODUCTS,
-            {"epochs": 15} | _ADAM | {"lr": 5e-4} | _FAST_PRODUCTS,
-        ],
-    },
-    "variational-rnn": {
-        "model": {
-            "class": "VariationalRNN",
-            "arguments": {"latent_dim": 2, "recurrent": [128], "hidden": [200, 200]},
-        },
-        "data": {"source": "mnist", "kind": "rows", "examples": 50000},
-        "seed": 0,
-        "stages": [{"epochs": 10} | _ADAM | {"lr": 6e-3} | _FAST_PRODUCTS],
-    },
-    "vae-binarised": {
-        "model": {"class": "VAE", "arguments": _BURDA},
-        "data": {"source": "mnist", "kind": "stochastic", "examples": 60000},
-        "seed": 0,
-        "stages": [
-            {"epochs": 450, "every": 22, "batch_size": 256, "lr": 3e-3}
-            | {"schedule": "cosine"}
-            | _FAST_PRODUCTS
-        ],
-    },
-    "iwae": {
-        "model": {"class": "VAE", "arguments": _BURDA},
-        "data": {"source": "mnist", "kind": "stochastic", "examples": 60000},
-        "seed": 0,
-        "stages": [
-            {
-                "estimator": {
-                    "name": "importance_weighted",
-                    "num_samples": 5,
-                    "gradient": "doubly-reparameterised",
-                },
-                "epochs": 172,
-                "every": 8,
-                "batch_size": 256,
-                "lr": 3e-3,
-                "schedule": "cosine",
-            }
-            | _FAST_PRODUCTS
-        ],
-    },
-}
 
 # Draws of z for the ELBO of every test image; draws and images for log p(x).
 _SCORES = {"elbo_samples": 10, "samples": 1000, "examples": 1000}
@@ -165,19 +52,6 @@ SCORES: dict[str, dict[str, int]] = {name: _SCORES for name in RECIPES} | {
 BUNDLED = {"elbo_samples": 10, "samples": 50, "examples": 100}
 
 
-# --- data ---------------------------------------------------------------------------
-
-
-def data_of(recipe: Recipe, bundled: bool = False) -> tuple[data.Examples, ...]:
-    """``train, test`` of a recipe; with ``bundled`` those that need no download."""
-    source = recipe["data"]["source"]
-    if source == "factor_analysis":
-        return data.factor_analysis()
-    load = data.digits if bundled else getattr(data, source)
-    train, test = load(recipe["data"]["kind"])
-    return train[: recipe["data"]["examples"]], test
-
-
 # --- training -----------------------------------------------------------------------
 
 
@@ -190,11 +64,9 @@ def train(
         work: folder of the checkpoints. Their names depend on all that was done up to
             their stage, so that none is ever taken for the stage of another recipe.
     """
-    examples, _ = data_of(recipe, bundled=fast())
-    torch.manual_seed(recipe["seed"])
-    model = weights.build(recipe["model"])
-    if recipe.get("start_at") == "mean":
-        model.start_at(examples.x)
+    examples, _ = runs.examples(recipe, bundled=fast())
+    model = runs.initial(recipe)
+    runs.start_at(model, recipe, examples)
     seconds = 0.0
     for number, stage in enumerate(recipe["stages"], 1):
         so_far = recipe | {"stages": recipe["stages"][:number]}
@@ -223,18 +95,13 @@ def run_stage(
     seed: int,
     path: Path,
 ) -> History:
-    """One stage: :func:`aevb.fit`, going on from its checkpoint if there is one."""
-    options = {"seed": seed} | {k: v for k, v in stage.items() if k != "groups"}
-    if "estimator" in options:
-        chosen = dict(options["estimator"])
-        function = getattr(estimators, chosen.pop("name"))
-        options["estimator"] = partial(function, **chosen)
+    """One stage, going on from its checkpoint if there is one."""
     if fast():
-        del options["epochs" if "epochs" in options else "steps"]
-        options |= {"steps": 2, "every": 1, "precision": None}
-    print(f"{path.name}: {options}", flush=True)
-    files = {"checkpoint": path, "resume": True}
-    return fit(model, examples, progress=False, **options, **files)
+        stage = {k: v for k, v in stage.items() if k != "epochs"}
+        stage |= {"steps": 2, "every": 1, "precision": None}
+    print(f"{path.name}: {stage}", flush=True)
+    options = {"seed": seed, "checkpoint": path, "resume": True, "progress": False}
+    return runs.fit_stage(model, examples, stage, **options)
 
 
 def find_groups(
@@ -255,8 +122,7 @@ def find_groups(
         found = torch.load(kept, weights_only=True)
         return found["groups"], found["seconds"]
     seed = recipe["seed"]
-    torch.manual_seed(seed)
-    vae = weights.build(how["model"])
+    vae = runs.initial({"model": how["model"], "seed": seed})
     history = run_stage(vae, train, how["stage"], seed, path.with_suffix(".vae.pt"))
     start = time.perf_counter()
     with torch.no_grad():
@@ -295,90 +161,6 @@ def imbalance(grouped: Tensor) -> float:
     return (share * (len(share) * share).log()).nan_to_num(0.0).sum().item()
 
 
-# --- scores -------------------------------------------------------------------------
-
-
-def score(
-    model: LatentVariableModel,
-    test: data.Examples,
-    elbo_samples: int,
-    samples: int,
-    examples: int,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """What a model scores on a test set, nats per example.
-
-    Args:
-        elbo_samples: draws of z for the ELBO of each example of ``test``.
-        samples: K, draws for the importance-weighted estimate of log p(x).
-        examples: how many examples that is made on, drawn from ``test`` without
-            replacement by seed 0; all, if there are no more.
-        seed: of the draws of z.
-
-    Returns:
-        ``elbo``, of all examples; ``log_likelihood``; ``gap``, how far the latter lies
-        above the ELBO of the same examples; each with ``mean``, ``standard_error``,
-        ``samples``, ``examples``, ``seed``. Factor analysis has its exact ``evidence``
-        too, a model of classes its ``accuracy``, a share from 0 to 1.
-    """
-    bound = evaluation.elbo(model, test, num_samples=elbo_samples, seed=seed)
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-    some = order[:examples].sort().values
-    better = evaluation.log_likelihood(model, test[some], samples, seed=seed)
-    difference = better.values.cpu() - bound.values.cpu()[some]
-    entry = {
-        "elbo": _numbers(bound.values, elbo_samples, seed),
-        "log_likelihood": _numbers(better.values, samples, seed),
-        "gap": _numbers(difference, samples, seed),
-    }
-    if isinstance(model, models.FactorAnalysis):
-        with torch.no_grad():
-            entry["evidence"] = _numbers(model.evidence(test.x))
-    share = accuracy(model, test, some)
-    return entry if share is None else entry | {"accuracy": share}
-
-
-def accuracy(
-    model: LatentVariableModel, test: data.Examples, some: Tensor
-) -> dict[str, float] | None:
-    """The share of digits that are told right, for a model that tells them.
-
-    Clusters are matched to digits one to one, on the whole set. A conditional VAE
-    decides by Bayes' rule with the ELBO in place of log p(x | y), labels being equally
-    probable; on the examples ``some``.
-    """
-    if isinstance(model, models.GaussianMixtureVAE):
-        with torch.no_grad():
-            found = torch.cat([model.cluster(x) for x in test.x.split(1000)])
-        share, count = evaluation.clustering_accuracy(found, test.y), len(test)
-    elif isinstance(model, models.ConditionalVAE):
-        x, y = test.x[some], test.y[some]
-        bounds = [
-            evaluation.elbo(model, (x, torch.full_like(y, k)), num_samples=10).values
-            for k in range(model.num_classes)
-        ]
-        right = torch.stack(bounds).argmax(0) == y
-        share, count = right.double().mean().item(), len(y)
-    else:
-        return None
-    error = math.sqrt(share * (1 - share) / count)
-    return {
-        "mean": round(share, 4),
-        "standard_error": round(error, 4),
-        "examples": count,
-    }
-
-
-def _numbers(values: Tensor, samples: int | None = None, seed: int | None = None):
-    values = values.double()
-    entry = {
-        "mean": round(values.mean().item(), 4),
-        "standard_error": round(values.std().item() / math.sqrt(len(values)), 4),
-        "examples": len(values),
-    }
-    return entry | ({} if samples is None else {"samples": samples, "seed": seed})
-
-
 # --- packing ------------------------------------------------------------------------
 
 
@@ -393,7 +175,7 @@ def pack(
 
     Args:
         training: the entry's part of that name.
-        sizes: arguments of :func:`score` that replace those of ``SCORES``.
+        sizes: arguments of :func:`aevb.runs.score` that replace those of ``SCORES``.
 
     Raises:
         ValueError: the file would be larger than 5 MB.
@@ -428,9 +210,9 @@ def scores(
     model = model.to(choose_device())
     found = {}
     if not fast():
-        _, test = data_of(recipe)
+        _, test = runs.examples(recipe)
         begin = time.perf_counter()
-        found["test"] = score(model, test, **SCORES[name] | (sizes or {}))
+        found["test"] = runs.score(model, test, **SCORES[name] | (sizes or {}))
         found["test"]["seconds"] = round(time.perf_counter() - begin, 1)
     model.cpu()
     found["bundled"] = score_bundled(model, recipe)
@@ -439,8 +221,8 @@ def scores(
 
 def score_bundled(model: LatentVariableModel, recipe: Recipe) -> dict[str, Any]:
     """Scores on the test digits of scikit-learn, or on the synthetic data."""
-    _, test = data_of(recipe, bundled=True)
-    return score(model, test[: BUNDLED["examples"]], **BUNDLED)
+    _, test = runs.examples(recipe, bundled=True)
+    return runs.score(model, test[: BUNDLED["examples"]], **BUNDLED)
 
 
 def write_entry(name: str, entry: dict[str, Any], folder: Path) -> None:
@@ -456,16 +238,7 @@ def write_entry(name: str, entry: dict[str, Any], folder: Path) -> None:
 
 def record(seconds: float | None, note: str = "") -> dict[str, Any]:
     """How and when a training was done: the manifest's part ``training``."""
-    device = choose_device()
-    entry = {
-        "seconds": None if seconds is None else round(seconds, 1),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-    }
-    if device.type == "cuda":
-        entry["device"] = torch.cuda.get_device_name(device)
+    entry = runs.circumstances(seconds, choose_device())
     return entry | ({"note": note} if note else {}) | ({"fast": True} if fast() else {})
 
 

@@ -19,8 +19,10 @@ kind            a pixel of value v in 0..255 becomes            shape of ``x``
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -420,7 +422,8 @@ class Batches:
 
     Tensors are moved to the device once and batched there by index; bytes with a
     ``redraw`` are moved as bytes and drawn afresh for each batch. A ``DataLoader``
-    keeps its own batching, and its batches are moved one at a time.
+    keeps its own batching, and its batches are moved one at a time; to a GPU through
+    pinned memory, while it still computes with the one before.
 
     Args:
         source: a tensor, a tuple of tensors of one length, :class:`Examples`, a
@@ -433,6 +436,12 @@ class Batches:
             otherwise the order and the draw of the source.
         check: called with the tensors before anything is moved (with the first
             example of a Dataset or DataLoader); raises if they do not suit the model.
+        part: where several processes share a batch, ``part(n)`` says which of its n
+            examples this one takes. The order, the batches and the noise are those of
+            one process. A DataLoader then loads these examples only.
+
+    Attributes:
+        total: examples of the batch given last, in all processes.
 
     Raises:
         TypeError: another kind of source, or no tensors in it.
@@ -452,14 +461,16 @@ class Batches:
         device: torch.device | str = "cpu",
         shuffle: bool = False,
         check: Callable[..., None] | None = None,
+        part: Callable[[int], slice] | None = None,
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(
                 f"batch_size is {batch_size!r}; expected a whole number, at least 1"
             )
-        self.batch_size, self.device, self.shuffle = batch_size, device, shuffle
-        self.inputs = inputs
-        self.parts = self.loader = self.redraw = None
+        self.batch_size, self.shuffle = batch_size, shuffle
+        self.device, self.inputs, self.part = torch.device(device), inputs, part
+        self.total = 0
+        self.parts = self.loader = self.shared = self.redraw = None
         if isinstance(source, Examples):
             parts = [getattr(source, name, None) for name in inputs]
             missing = [n for n, part in zip(inputs, parts, strict=True) if part is None]
@@ -508,7 +519,12 @@ class Batches:
             )
 
     def _load(self, source, check: Callable[..., None] | None) -> None:
-        from torch.utils.data import DataLoader, Dataset, IterableDataset
+        from torch.utils.data import (
+            DataLoader,
+            Dataset,
+            DistributedSampler,
+            IterableDataset,
+        )
 
         if not isinstance(source, DataLoader | Dataset):
             raise TypeError(
@@ -525,7 +541,16 @@ class Batches:
             raise ValueError("the data is empty; expected at least one example")
         if source is dataset:
             source = DataLoader(dataset, self.batch_size, shuffle=self.shuffle)
+        if any(isinstance(o, DistributedSampler) for o in _owners(source)):
+            raise ValueError(
+                "the DataLoader has a DistributedSampler; expected one without, as for"
+                " a single process: its batches are shared out here"
+            )
         self.loader = source
+        if self.part is not None and source.batch_sampler is not None:
+            self.shared = _PartOfEach(source.batch_sampler, self.part)
+            self.loader = copy.copy(source)
+            vars(self.loader).update(batch_sampler=self.shared, _iterator=None)
         self.num_examples = len(dataset)
         first = dataset[0] if source.batch_sampler is None else [dataset[0]]
         first = self._tuple(source.collate_fn(first))
@@ -543,16 +568,82 @@ class Batches:
             return len(self.loader)
         return -(-self.num_examples // self.batch_size)
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Those that a DataLoader or its samplers were given."""
+        found = [getattr(owner, "generator", None) for owner in _owners(self.loader)]
+        return list(dict.fromkeys(g for g in found if g is not None))
+
     def __iter__(self):
         if self.loader is not None:
-            for batch in self.loader:
-                yield tuple(part.to(self.device) for part in self._tuple(batch))
+            yield from map(self._copier(), self._loaded())
         elif self.shuffle:
             order = torch.randperm(self.num_examples, device=self.device)
             for index in order.split(self.batch_size):
                 batch = [part.index_select(0, index) for part in self.parts]
                 if self.redraw is not None:
                     batch[0] = self.redraw(batch[0], None)
-                yield tuple(batch)
+                yield self._mine(batch)
         else:
-            yield from zip(*(p.split(self.batch_size) for p in self.parts), strict=True)
+            splits = (part.split(self.batch_size) for part in self.parts)
+            yield from map(self._mine, zip(*splits, strict=True))
+
+    def _mine(self, batch: list | tuple) -> tuple[Tensor, ...]:
+        """This process's part of a batch."""
+        self.total = len(batch[0])
+        if self.part is None:
+            return tuple(batch)
+        return tuple(part[self.part(self.total)] for part in batch)
+
+    def _loaded(self):
+        if self.shared is None:
+            yield from (self._mine(self._tuple(batch)) for batch in self.loader)
+            return
+        for batch in self.loader:  # of which this process's part alone was loaded
+            self.total = self.shared.totals.popleft()
+            yield self._tuple(batch)
+
+    def _copier(self) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        """A function that copies a batch to the device."""
+        if self.device.type != "cuda":
+            return lambda batch: tuple(part.to(self.device) for part in batch)
+        copies = torch.cuda.Stream(self.device)  # beside that of the computation
+
+        def move(batch):
+            with torch.cuda.stream(copies):
+                pinned = [part.pin_memory() for part in batch]
+                moved = [part.to(self.device, non_blocking=True) for part in pinned]
+            computation = torch.cuda.current_stream(self.device)
+            computation.wait_stream(copies)
+            for part in moved:
+                part.record_stream(computation)
+            return tuple(moved)
+
+        return move
+
+
+def _owners(loader) -> list:
+    """A DataLoader and its samplers, of which each may have a generator."""
+    batches = getattr(loader, "batch_sampler", None)
+    inner = getattr(batches, "sampler", None)
+    return [loader, getattr(loader, "sampler", None), batches, inner]
+
+
+class _PartOfEach:
+    """A batch sampler that gives a part of each of another's batches of indices.
+
+    ``totals`` holds how many examples the whole of each one had, for those given and
+    not yet loaded: workers are ahead.
+    """
+
+    def __init__(self, sampler, part: Callable[[int], slice]):
+        self.sampler, self.part, self.totals = sampler, part, deque()
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self):
+        self.totals.clear()
+        for indices in self.sampler:
+            self.totals.append(len(indices))
+            yield indices[self.part(len(indices))]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import time
+import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +20,14 @@ from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 from aevb import evaluation
 from aevb.data import Batches
 from aevb.model import ElboTerms, LatentVariableModel
+from aevb.parallel import Processes
+from aevb.randomness import (
+    WholeBatch,
+    batch_dimensions,
+    random_state,
+    seed_device,
+    set_random_state,
+)
 
 
 class History(dict):
@@ -71,6 +82,12 @@ UPDATES = ("both", "inference", "generative")
 def choose_device(device: torch.device | str | None = None) -> torch.device:
     """``device``, else ``$AEVB_DEVICE``, else a GPU if there is one, else the CPU.
 
+    Where ``torchrun`` started several processes, each has a GPU of its own: ``"cuda"``
+    without a number is that of ``$LOCAL_RANK``.
+
+    Raises:
+        ValueError: no such device on this machine; says which there are.
+
     Example:
         >>> choose_device("cpu")
         device(type='cpu')
@@ -79,7 +96,18 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
         device = os.environ.get("AEVB_DEVICE") or (
             "cuda" if torch.cuda.is_available() else "cpu"
         )
-    return torch.device(device)
+    there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    expected = f"expected one of {('cpu', *there)}, which this machine has"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; {expected}") from error
+    if chosen.type == "cuda":
+        if chosen.index is None and "LOCAL_RANK" in os.environ:
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if (chosen.index or 0) >= len(there):
+            raise ValueError(f"device is {str(chosen)!r}; {expected}")
+    return chosen
 
 
 PRECISIONS = (None, "bfloat16")
@@ -112,8 +140,22 @@ def fit(
 
     The objective is ``eq-aevb-objective``, estimated on one mini-batch a step.
     The model and the data are moved to the device and the model stays there, in
-    evaluation mode. Same seed and same device give the same history to the last
-    digit; the global random state is left as it was.
+    evaluation mode. The global random state is left as it was. If training stops early
+    for whatever reason, the model is put back to the last evaluation.
+
+    Same seed, device, precision and number of processes give the same history to the
+    last digit on a CPU. A GPU may add in another order each time where a model uses
+    operations such as ``index_add``; ``torch.use_deterministic_algorithms(True)``, with
+    ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the environment, makes it choose others.
+
+    In a program started by ``torchrun --nproc-per-node=N``, N processes share each
+    batch (:mod:`aevb.parallel`). The history is that of one process up to rounding:
+    order, batches and noise are the same. Only noise whose amount depends on the
+    parameters, such as that of :func:`~aevb.estimators.marginalised` with classes left
+    out, is another draw, and layers that mix the examples of a batch see a part of it.
+    In bfloat16, rounding is that of bfloat16. The first process evaluates, calls
+    ``record`` and ``report``, shows progress and writes checkpoints; all return the
+    same history.
 
     Args:
         model: any :class:`~aevb.model.LatentVariableModel`.
@@ -124,7 +166,7 @@ def fit(
         epochs: passes over ``train``; give either this or ``steps``.
         steps: gradient steps.
         every: epochs (or steps, if ``steps`` is given) from one evaluation to the next.
-        batch_size: examples a gradient step.
+        batch_size: examples a gradient step, in all processes together.
         lr: learning rate of Adam.
         schedule: ``"constant"``, ``"cosine"`` (constant for the first half, then down
             to zero), or a function from progress in [0, 1] to a factor of ``lr``.
@@ -152,7 +194,7 @@ def fit(
         progress: show a progress bar.
         checkpoint: file that receives everything needed to go on, at each evaluation.
         resume: go on from ``checkpoint`` if it exists: the result is the same as
-            without the stop.
+            without the stop, with as many processes.
 
     Returns:
         :class:`History`.
@@ -160,8 +202,10 @@ def fit(
     Raises:
         ValueError, TypeError: an argument is not what is expected; raised before the
             first step.
-        Diverged: a term or a parameter is no longer finite; the model is put back to
-            the last evaluation before that.
+        Diverged: a term or a parameter is no longer finite.
+        MemoryError: the batch does not fit.
+        RuntimeError: a worker of a DataLoader was killed.
+        ~aevb.parallel.Disconnected: another process has stopped.
 
     Example:
         >>> from aevb import data, models
@@ -178,8 +222,10 @@ def fit(
         raise ValueError("resume is True and checkpoint is None; expected a file")
     schedule = schedule if callable(schedule) else SCHEDULES[schedule]
     estimator = estimator or type(model).elbo
+    processes = Processes(device)
     kind = {"inputs": model.inputs, "device": device, "check": model.check}
-    batches = Batches(train, batch_size=batch_size, shuffle=True, **kind)
+    shared = {"shuffle": True, "part": processes.part if processes.count > 1 else None}
+    batches = Batches(train, batch_size=batch_size, **shared, **kind)
     if test is not None:
         test = Batches(test, batch_size=evaluation.BATCH_SIZE, **kind)
     total = steps if epochs is None else epochs * len(batches)
@@ -191,6 +237,7 @@ def fit(
         learning_rate=lambda step: float(lr * schedule(step / total)),
         kl_weight=lambda step: min(1.0, step / (kl_warmup * total)) if kl_warmup else 1,
         update=update,
+        processes=processes,
         settings={
             "epochs": epochs,
             "steps": steps,
@@ -207,19 +254,22 @@ def fit(
         },
     )
     gpu = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpu), run.only_update():
-        _seed(seed, device)
-        if resume and Path(checkpoint).exists():
+    first = processes.rank == 0  # the one that shows and writes
+    processes.same(model, run.settings)
+    with torch.random.fork_rng(gpu), run.only_update(), run.explained(checkpoint):
+        seed_device(seed, device)
+        if resume:
             run.load(checkpoint)
+        progress = progress and first
         bar = tqdm(total=total, initial=run.step, unit="step", disable=not progress)
         with bar:
             while run.step < total:
                 terms, seen = run.advance(min(stride, total - run.step), bar)
                 row = run.evaluate(terms, seen, test, record)
                 bar.set_postfix({k: f"{row[k]:.2f}" for k in row if k.endswith("elbo")})
-                if checkpoint is not None:
+                if checkpoint is not None and first:
                     run.save(checkpoint)
-                if report is not None:
+                if report is not None and first:
                     report(run.history)
     return run.history
 
@@ -251,9 +301,18 @@ class _Run:
     """The state of one training: what a checkpoint holds, and how it moves on."""
 
     def __init__(
-        self, model, batches, estimator, learning_rate, kl_weight, update, settings
+        self,
+        model,
+        batches,
+        estimator,
+        learning_rate,
+        kl_weight,
+        update,
+        processes,
+        settings,
     ):
         self.model, self.batches, self.estimator = model, batches, estimator
+        self.processes, self.draws = processes, None
         self.learning_rate, self.kl_weight = learning_rate, kl_weight
         self.settings = settings
         halves = {"inference": model.inference, "generative": model.generative}
@@ -265,6 +324,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.moving, fused=True)
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.iterator, self.epoch_random = iter(()), None
+        self.keep()
 
     def only_update(self):
         """A context in which only the moving parameters receive gradients."""
@@ -277,16 +337,44 @@ class _Run:
         low = self.settings["precision"] is not None
         return torch.autocast(self.batches.device.type, torch.bfloat16, enabled=low)
 
+    def shared_noise(self, batch: tuple[Tensor, ...]):
+        """A context in which each process draws what one process would draw."""
+        if self.processes.count == 1:
+            return nullcontext()
+        device, total = self.batches.device, self.batches.total
+        if self.draws is None:
+
+            def estimate(count: int) -> None:
+                repeated = (part[:1].expand(count, *part.shape[1:]) for part in batch)
+                self.estimator(self.model, *repeated)
+
+            self.draws = batch_dimensions(estimate, device)
+        key = (self.settings["seed"], self.step, self.processes.rank)
+        return WholeBatch(self.draws, self.processes.part(total), total, key, device)
+
+    def random(self) -> dict[str, Tensor]:
+        return random_state(self.batches.device, self.batches.generators)
+
+    def set_random(self, state: dict[str, Tensor]) -> None:
+        set_random_state(state, self.batches.device, self.batches.generators)
+
+    def same_random(self) -> dict[str, Tensor]:
+        """The state of the random numbers: the first process's, from now on in all."""
+        state = self.processes.from_first(self.random)
+        if self.processes.rank > 0:
+            self.set_random(state)
+        return state
+
     def next_batch(self) -> tuple[Tensor, ...]:
         if self.step % len(self.batches) == 0:
-            self.epoch_random = _random_state(self.batches.device)
+            self.epoch_random = self.same_random()
             self.iterator = iter(self.batches)
         return next(self.iterator)
 
     def advance(self, count: int, bar) -> tuple[list[Tensor], int]:
         """``count`` gradient steps: each one's summed terms, and the examples seen."""
         start = time.perf_counter()
-        self.last_good = [p.detach().clone() for p in self.moving]
+        self.same_random()  # ``record`` may have drawn, in the first process
         self.model.train()
         terms, seen = [], 0
         for _ in range(count):
@@ -294,13 +382,15 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.step)
             self.optimizer.zero_grad(set_to_none=True)
-            with self.precision():
+            with self.precision(), self.shared_noise(batch):
                 estimate = self.estimator(self.model, *batch)
             loss = self.kl_weight(self.step) * estimate.kl - estimate.reconstruction
-            loss.mean().backward()
+            size = self.batches.total  # of the batch, in all processes
+            (loss.sum() / size).backward()
+            sums = torch.stack([part.detach().sum() for part in estimate])
+            terms.append(self.processes.add_up(self.moving, sums, size))
             self.optimizer.step()
-            terms.append(torch.stack([part.detach().sum() for part in estimate]))
-            seen += len(batch[0])
+            seen += size
             self.step += 1
             bar.update()
         self.model.eval()
@@ -312,20 +402,27 @@ class _Run:
         start = time.perf_counter()
         table = torch.stack(terms).double().cpu()  # (steps, 2): the one synchronisation
         self.check_finite(table)
-        row = {
-            "step": self.step,
-            "epoch": self.step / len(self.batches),
-            "lr": self.learning_rate(self.step - 1),
-        }
-        row |= _columns("train", *(table.sum(0) / seen).tolist())
-        if test is not None:
-            values = evaluation.terms(self.model, test, seed=0)
-            row |= _columns("test", *(part.double().mean() for part in values))
-        if record is not None:
-            with torch.no_grad():
-                row |= record(self.model)
-        self.seconds += time.perf_counter() - start
-        row["seconds"] = self.seconds
+        self.keep()
+
+        def measure() -> dict[str, float]:
+            row = {
+                "step": self.step,
+                "epoch": self.step / len(self.batches),
+                "lr": self.learning_rate(self.step - 1),
+            }
+            row |= _columns("train", *(table.sum(0) / seen).tolist())
+            if test is not None:
+                values = evaluation.terms(self.model, test, seed=0)
+                row |= _columns("test", *(part.double().mean() for part in values))
+            if record is not None:
+                with torch.no_grad():
+                    row |= record(self.model)
+            self.seconds += time.perf_counter() - start
+            row["seconds"] = self.seconds
+            return {name: float(value) for name, value in row.items()}
+
+        row = self.processes.from_first(measure)
+        self.seconds = row["seconds"]
         self.history.append(row)
         return row
 
@@ -338,23 +435,77 @@ class _Run:
             first, term = bad[0].tolist()
             what = f"the {ElboTerms._fields[term]} term"
             step = self.step - len(table) + first + 1
-        good = self.step - len(table)
-        with torch.no_grad():
-            for parameter, saved in zip(self.moving, self.last_good, strict=True):
-                parameter.copy_(saved)
-        error = Diverged(
+        raise Diverged(
             f"fit: {what} is not finite at step {step}, epoch"
-            f" {1 + (step - 1) // len(self.batches)}. The parameters of step {good}"
-            f" were put back. Try a smaller lr than {self.settings['lr']:g}, and check"
-            " the data's scale."
+            f" {1 + (step - 1) // len(self.batches)}. The parameters of step"
+            f" {self.good_step} were put back. Try a smaller lr than"
+            f" {self.settings['lr']:g}, and check the data's scale."
         )
-        error.history = self.history
-        raise error
+
+    def keep(self) -> None:
+        """Remember the parameters, in case that training stops before the next time."""
+        self.good_step = self.step
+        self.good = [p.detach().clone() for p in self.moving]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for parameter, good in zip(self.moving, self.good, strict=True):
+            parameter.copy_(good)
+
+    @contextmanager
+    def explained(self, checkpoint: str | os.PathLike | None):
+        """Around the training: put back the last good parameters if it stops early.
+
+        What stopped it gets a message that helps, and the history so far.
+        """
+        try:
+            yield
+            return
+        except BaseException as error:
+            self.put_back()
+            clearer = self.clearer(error)
+            (clearer or error).history = self.history
+            if isinstance(error, (KeyboardInterrupt, MemoryError)) or clearer:
+                (clearer or error).add_note(self.where(checkpoint))
+            if clearer is None:
+                raise
+            traceback.clear_frames(error.__traceback__)  # frees what they hold
+        raise clearer from None
+
+    def clearer(self, error: BaseException) -> Exception | None:
+        """An error to raise in place of one that torch words for its developers."""
+        reason = str(error).partition("\n")[0]
+        where = f"at step {self.step + 1}"
+        if isinstance(error, RuntimeError) and "DataLoader worker" in reason:
+            return RuntimeError(
+                f"fit: a worker of the DataLoader was killed {where} ({reason}). Often"
+                " the machine ran out of memory: try fewer workers (num_workers) or"
+                " smaller batches, and num_workers=0 to see an error in the data set"
+            )
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in reason
+        ):
+            size = self.batches.total or self.settings["batch_size"]
+            return MemoryError(
+                f"fit: out of memory on {self.batches.device} {where}, with batches of"
+                f" {size} examples ({reason}). Try a smaller batch_size, fewer samples"
+                ' in the estimator, precision="bfloat16" or a DataLoader, which keeps'
+                " the data off the device"
+            )
+        return None
+
+    def where(self, checkpoint: str | os.PathLike | None) -> str:
+        """What is left of a training that was stopped."""
+        text = f"fit: the model is as it was after step {self.good_step}"
+        if checkpoint is None or not Path(checkpoint).exists():
+            return f"{text}; the error's ``history`` holds what went before."
+        return (
+            f"{text}. To go on: fit(..., checkpoint={str(checkpoint)!r}, resume=True)"
+        )
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a checkpoint beside the old one, then replace it: never half a file."""
         path = Path(path)
-        device = self.batches.device
         state = {
             "settings": self.settings,
             "model": self.model.state_dict(),
@@ -362,25 +513,29 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "history": dict(self.history),
-            "random": _random_state(device),
+            "random": self.random(),
             "epoch_random": self.epoch_random,
         }
-        partial = path.with_name(path.name + ".partial")
+        beside = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, partial)
-            partial.replace(path)
+            torch.save(state, beside)
+            beside.replace(path)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
-                partial.unlink()
+                beside.unlink()
             tqdm.write(
                 f"fit: could not write the checkpoint {path} ({error}); training goes"
                 " on, and the previous checkpoint, if any, is as it was"
             )
 
     def load(self, path: str | os.PathLike) -> None:
-        """Take over a checkpoint's state; no code in it is executed."""
-        state = _read_checkpoint(path, self.batches.device)
+        """Take over a checkpoint's state if there is one; no code in it is executed."""
+        state = self.processes.from_first(
+            lambda: _read_checkpoint(path) if Path(path).exists() else None
+        )
+        if state is None:
+            return
         here = self.settings | _shapes(self.model.state_dict())
         there = state["settings"] | _shapes(state["model"])
         for name in here | there:
@@ -396,21 +551,22 @@ class _Run:
         done = self.step % len(self.batches)
         if done:  # stopped within an epoch: deal its order again, skip what was seen
             self.epoch_random = state["epoch_random"]
-            _set_random_state(self.epoch_random)
+            self.set_random(self.epoch_random)
             self.iterator = iter(self.batches)
             for _ in range(done):
                 next(self.iterator)
-        _set_random_state(state["random"])
+        self.set_random(state["random"])
+        self.keep()
 
 
-def _read_checkpoint(path: str | os.PathLike, device: torch.device) -> dict:
+def _read_checkpoint(path: str | os.PathLike) -> dict:
     """The state that :meth:`_Run.save` wrote: tensors, numbers and names alone.
 
     Raises:
         ValueError: the file is broken, or something else than a checkpoint.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, pickle.UnpicklingError):
@@ -456,25 +612,16 @@ def _shapes(parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _name(function: Callable) -> str:
     """What tells one function from another in a checkpoint's settings."""
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    name = getattr(function, "__qualname__", None)
+    if name is None and isinstance(function, partial):
+        options = [_option(value) for value in function.args]
+        options += [f"{k}={_option(v)}" for k, v in sorted(function.keywords.items())]
+        return f"{_name(function.func)}({', '.join(options)})"
+    return name or type(function).__qualname__
 
 
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed the CPU and this device; ``torch.manual_seed`` would seed all devices."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+def _option(value) -> str:
+    """The same in another process: without addresses in memory."""
+    return (
+        _name(value) if callable(value) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
+    )

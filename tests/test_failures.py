@@ -115,7 +115,7 @@ def test_kl_mean(healthy, binary):
     assert divergence(model, binary) > 2 * divergence(healthy, binary)
     right, wrong = (evaluation.elbo(m, binary, 10).mean for m in (healthy, model))
     assert right > wrong + 1
-    assert failed(healthy, binary, kl_mean) == {"value"}
+    assert "value" in failed(healthy, binary, kl_mean)
 
 
 def test_the_estimators_against_a_model_with_known_answers():
@@ -134,8 +134,6 @@ def test_the_estimators_against_a_model_with_known_answers():
 
 
 class PixelByPixel(Distribution):
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, logits, weights):
         self.logits, self.weights = logits, weights.tril(-1)
         shapes = logits.shape[:-1], logits.shape[-1:]
@@ -171,28 +169,40 @@ def test_an_autoregressive_likelihood_sums_to_one():
     assert p.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_posterior_collapse(binary):
-    collapsed = fresh(Autoregressive)
-    trained(collapsed, binary, pixel_mean, steps=400)
-    ordinary = fresh()
-    trained(ordinary, binary, pixel_mean, steps=400)
-    cures = {"warm-up": {"kl_warmup": 0.5}, "free bits": {"estimator": free_bits}}
-    cured = {name: copy.deepcopy(collapsed) for name in cures}
-    for name, options in cures.items():
-        trained(cured[name], binary, steps=300, **options)
-    trained(ordinary, binary, steps=300)
-    trained(collapsed, binary, steps=300)  # with the right objective, to no avail
-    assert divergence(collapsed, binary) < 0.5
-    assert failed(fresh(Autoregressive), binary) == set()  # the code is in order
-    assert diagnostics.mutual_information(collapsed, binary) < 0.5
-    assert divergence(ordinary, binary) > 1.5  # a weak decoder recovers
-    for name, model in cured.items():
-        assert diagnostics.mutual_information(model, binary) > 0.7, name
-
-
-def test_an_e_step_does_not_cure_a_collapse(binary):
+@pytest.fixture(scope="module")
+def collapsed(binary):
     model = fresh(Autoregressive)
-    trained(model, binary, pixel_mean, steps=400)
+    trained(model, binary, pixel_mean, steps=300, lr=5e-3)
+    return model
+
+
+def test_posterior_collapse(collapsed, binary):
+    assert failed(fresh(Autoregressive), binary) == set()  # the code is in order
+    assert failed(collapsed, binary) == {"code"}
+    information = {}
+    for name, options in {
+        "none": {},  # the right objective, to no avail
+        "warm-up": {"kl_warmup": 0.5},
+        "free bits": {"estimator": free_bits},
+    }.items():
+        model = copy.deepcopy(collapsed)
+        trained(model, binary, steps=300, lr=1e-2, **options)
+        information[name] = diagnostics.mutual_information(model, binary)
+    assert information["none"] < 0.3
+    assert information["warm-up"] > 0.7
+    assert information["free bits"] > 0.7
+
+
+def test_a_weak_decoder_does_not_collapse(binary):
+    model = fresh()
+    trained(model, binary, pixel_mean, steps=300, lr=5e-3)
+    assert divergence(model, binary) < 0.05
+    trained(model, binary, lr=1e-2)
+    assert divergence(model, binary) > 1.5
+
+
+def test_an_e_step_does_not_cure_a_collapse(collapsed, binary):
+    model = copy.deepcopy(collapsed)
     trained(model, binary, steps=200, update="inference")
     assert divergence(model, binary) < 0.2
 
@@ -296,7 +306,7 @@ def test_vanishing_scale(pixels):
     found = {}
     for name, x in {"points": pixels / 16, "filled": (pixels + noise) / 17}.items():
         model = fresh(OwnScales, likelihood="gaussian")
-        trained(model, x, lr=1e-2, steps=500, schedule="cosine")
+        trained(model, x, lr=3e-2, steps=500, schedule="cosine")
         found[name] = model
     std, coordinate = smallest(found["points"])
     assert coordinate in never

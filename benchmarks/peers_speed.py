@@ -386,7 +386,8 @@ def race(options, names: list[str], report: dict) -> None:
                 flush=True,
             )
     print(
-        "rate: examples a second; ratio: aevb's rate at the same precision to this one's"
+        "rate: examples a second; ratio: aevb's rate at the same precision to it; MiB:"
+        " the most that the process held"
     )
 
 
@@ -396,6 +397,7 @@ def chase(options, names: list[str], report: dict) -> None:
     size = options.batch_sizes[0]
     steps = -(-len(train) // size)
     ours = {
+        "epochs": options.epochs,
         "lr": options.lr,
         "schedule": "cosine",
         "steps": options.epochs * steps,

@@ -14,13 +14,12 @@ precision, batches of 100 but where they vary. The result goes to
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -126,7 +125,7 @@ def memory() -> float | None:
 
 
 def epochs(count: int, turns: int, examples: int, width: int) -> dict:
-    """Seconds of each epoch, medians over several trainings, and the memory after it."""
+    """Seconds of each epoch, medians over trainings, and the memory after it."""
     from aevb import fit
 
     walls, processors, held = [], [], []
@@ -147,11 +146,13 @@ def epochs(count: int, turns: int, examples: int, width: int) -> dict:
             progress=False,
         )
         wall, processor, mib = zip(*stamps, strict=True)
-        walls.append([b - a for a, b in zip(wall, wall[1:], strict=False)])
-        pairs = zip(processor, processor[1:], strict=False)
-        processors.append([b - a for a, b in pairs])
+        walls.append([b - a for a, b in pairwise(wall)])
+        processors.append([b - a for a, b in pairwise(processor)])
         held.append(mib)
-    middle = lambda rows: [round(statistics.median(r), 5) for r in zip(*rows)]  # noqa: E731, B905
+
+    def middle(rows) -> list[float]:
+        return [round(statistics.median(r), 5) for r in zip(*rows, strict=True)]
+
     return {
         "examples": examples,
         "turns": turns,
@@ -167,6 +168,7 @@ def draw(report: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     from aevb.plotting import COLORS, book_style
+    from tools import speed
 
     book_style()
     plt.rcParams |= {"svg.hashsalt": "scaling", "svg.fonttype": "path"}
@@ -201,13 +203,9 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(
         path,
         facecolor="white",
-        metadata={"Date": None, "Description": checksum(report)},
+        metadata={"Date": None, "Description": speed.checksum(report)},
     )
     plt.close(figure)
-
-
-def checksum(report: dict) -> str:
-    return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -48,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 STATUS = Path("/proc/self/status")
 # What decides how fast a processor multiplies matrices, as Linux names it.
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
-LIKELIHOODS = {"bernoulli": "stochastic", "continuous_bernoulli": "continuous"}
+LIKELIHOODS = {"continuous_bernoulli": "continuous", "bernoulli": "stochastic"}
 CONTENDERS = {
     "training": ("aevb", "images", "tensors"),
     "log-density": ("aevb", "torch"),
@@ -235,9 +235,9 @@ def on_gpu() -> bool:
 
 
 def peak_memory() -> float:
-    """MiB in use at the worst moment since ``forget_peak``: a GPU's, else this process's.
+    """The most MiB in use since ``forget_peak``: on a GPU, else by this process.
 
-    Where there is no /proc (macOS, Windows), since the process began.
+    Where there is no /proc (macOS), since the process began.
     """
     if on_gpu():
         return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
@@ -396,7 +396,7 @@ def machine(threads: int) -> dict:
     }
 
 
-def tasks(batch_sizes: list[int]) -> list[dict]:
+def tasks(likelihoods: list[str], batch_sizes: list[int]) -> list[dict]:
     found = [
         {
             "task": "training",
@@ -404,7 +404,7 @@ def tasks(batch_sizes: list[int]) -> list[dict]:
             "batch_size": size,
             "unit": size,  # examples in a step
         }
-        for likelihood in LIKELIHOODS
+        for likelihood in likelihoods
         for size in batch_sizes
     ]
     return found + [
@@ -448,9 +448,13 @@ def write(report: dict, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_line(__doc__, 15, HERE / "latest.json")
-    parser.add_argument("--examples", type=int, default=10000, help="in one turn")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 512])
+    parser = command_line(__doc__, 7, HERE / "latest.json")
+    parser.add_argument("--examples", type=int, default=5000, help="in one turn")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100])
+    likelihoods = list(LIKELIHOODS)
+    parser.add_argument(
+        "--likelihoods", nargs="+", choices=likelihoods, default=likelihoods[:1]
+    )
     parser.add_argument("--only", default="", help="tasks that hold this word")
     options = parser.parse_args(arguments)
     if options.serve:
@@ -459,7 +463,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     report = begin(options.threads)
     print(f"{'':44}{'rate':>12}{'ratio':>8}{'(lowest … highest)':>20}{'CPU':>8}")
-    for task in tasks(options.batch_sizes):
+    for task in tasks(options.likelihoods, options.batch_sizes):
         if options.only not in title(task):
             continue
         count = (

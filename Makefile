@@ -61,6 +61,7 @@ notebooks: $(FULL)/.made ## run the chapters at full speed, store outputs and st
 renumber: $(FULL)/.made ## number sections, equations, figures, boxes; the mentions follow
 	@$(FULL)/bin/python -m tools.renumber
 	@$(FULL)/bin/python -m tools.results
+	@$(FULL)/bin/python -m tools.speed
 	@$(FULL)/bin/python -m tools.references
 
 weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (NAME=vae)

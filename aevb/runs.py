@@ -18,6 +18,7 @@ import datetime
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import aevb
 from aevb import data, estimators, evaluation, models, weights
@@ -190,7 +192,8 @@ class Lines:
 
     Called with the history after each evaluation. The first call writes all of it, in
     place of what an earlier training left; the next ones append, a whole line at a
-    time. A number that is not finite becomes ``null``, which JSON has.
+    time. A number that is not finite becomes ``null``, which JSON has. If the file
+    cannot be written (a full disk), it says so, and the next call writes all again.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -207,12 +210,20 @@ class Lines:
     def __call__(self, history: History) -> None:
         rows = list(zip(*history.values(), strict=True))[self.count :]
         text = "".join(self.line(dict(zip(history, row, strict=True))) for row in rows)
-        if self.count == 0:
-            _replace(self.path, text)
-        else:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        self.count += len(rows)
+        try:
+            if self.count == 0:
+                _replace(self.path, text)
+            else:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            self.count += len(rows)
+        except OSError as error:
+            self.count = 0
+            tqdm.write(
+                f"{self.path} could not be written ({error.strerror}); training goes"
+                " on, and the next evaluation writes all of it again",
+                file=sys.stderr,
+            )
 
     @staticmethod
     def line(row: dict[str, float]) -> str:

@@ -165,8 +165,8 @@ def serve(contender: str, task: dict, count: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = training_speed.command_line(__doc__, 11, HERE / "gmvae_latest.json")
-    parser.add_argument("--examples", type=int, default=3000, help="in one turn")
+    parser = training_speed.command_line(__doc__, 5, HERE / "gmvae_latest.json")
+    parser.add_argument("--examples", type=int, default=2000, help="in one turn")
     parser.add_argument("--batch-size", type=int, default=100)
     options = parser.parse_args(arguments)
     if options.serve:

@@ -23,7 +23,8 @@ torch's clamped one. Rates are units of work (examples, log-densities) a second 
 time, medians over the turns, and so are the ratios of ``aevb``'s rate to the others';
 the same ratio of processor time depends less on what else the machine does. What is
 done once (reading, checking, preprocessing the data) is left out everywhere. The result
-goes to ``benchmarks/latest.json``.
+goes to ``benchmarks/latest.json``. ``peers_speed.py`` has the other comparison, on
+binarised images: fewer excuses for the plain loop, and other packages beside it.
 """
 
 from __future__ import annotations
@@ -32,16 +33,22 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 
 HERE = Path(__file__).resolve().parent
-LIKELIHOODS = {"bernoulli": "stochastic", "continuous_bernoulli": "continuous"}
+STATUS = Path("/proc/self/status")
+# What decides how fast a processor multiplies matrices, as Linux names it.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+LIKELIHOODS = {"continuous_bernoulli": "continuous", "bernoulli": "stochastic"}
 CONTENDERS = {
     "training": ("aevb", "images", "tensors"),
     "log-density": ("aevb", "torch"),
@@ -185,25 +192,70 @@ def evaluate_density(ours: bool, task: dict, count: int, lap: Callable) -> None:
         lap()
 
 
-def stopwatch(source: str) -> Callable[[], None]:
-    """``lap``: waits for a line on stdin and answers with the seconds since the last.
+def stopwatch(source: str, measure: Callable | None = None) -> Callable[..., None]:
+    """``lap``: answers with what passed since the last, and waits for a line on stdin.
 
-    The first answer is ``source``.
+    The answer is [seconds, seconds of processor time, peak memory in MiB]; in place of
+    the first one, which is a warming up, it is ``source``. With ``measure`` nothing is
+    a warming up, and what ``measure`` makes of ``lap``'s arguments ends the answer.
     """
     start = None
 
-    def lap() -> None:
+    def lap(*arguments) -> None:
+        now = clocks()
+        if start is None:
+            return answer(source)
+        passed = [end - begin for begin, end in zip(start, now, strict=True)]
+        measured = [measure(*arguments)] if measure else []
+        answer([*passed, peak_memory(), *measured])
+
+    def answer(words) -> None:
         nonlocal start
-        now = time.perf_counter(), time.process_time()
-        answer = source
-        if start is not None:
-            answer = [end - begin for begin, end in zip(start, now, strict=True)]
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(words), flush=True)
         if not sys.stdin.readline():
             sys.exit()
-        start = time.perf_counter(), time.process_time()
+        forget_peak()
+        start = clocks()
 
+    if measure:
+        answer(source)
     return lap
+
+
+def clocks() -> tuple[float, float]:
+    """Wall and processor time, once the GPU, if one is used, has done its work."""
+    if on_gpu():
+        sys.modules["torch"].cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def on_gpu() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized()
+
+
+def peak_memory() -> float:
+    """The most MiB in use since ``forget_peak``: on a GPU, else by this process.
+
+    Where there is no /proc (macOS), since the process began.
+    """
+    if on_gpu():
+        return sys.modules["torch"].cuda.max_memory_allocated() / 2**20
+    if STATUS.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+        return int(found[1]) / 2**10
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def forget_peak() -> None:
+    if on_gpu():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
+    elif STATUS.exists():
+        with suppress(OSError):  # in some containers: then the peak is the process's
+            STATUS.with_name("clear_refs").write_text("5")
 
 
 def serve(contender: str, task: dict, count: int) -> None:
@@ -226,6 +278,51 @@ def serve(contender: str, task: dict, count: int) -> None:
 # --- the race ---
 
 
+@contextmanager
+def contender(
+    name: str, task: dict, count: int, threads: int, script: str
+) -> Iterator[Callable]:
+    """A process that serves; each call of ``turn`` gives its next answer.
+
+    The first one comes when it has warmed up; until then it costs no other one time.
+    """
+    environment = (
+        os.environ
+        | {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin slow down a busy machine
+            "TQDM_DISABLE": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path[1:]]),
+        }
+    )
+    process = subprocess.Popen(
+        [sys.executable, script, "--serve", name, json.dumps(task), str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    first = True
+
+    def turn():
+        nonlocal first
+        if not first:
+            print(file=process.stdin, flush=True)
+        first = False
+        answer = process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{name} has ended; what it said stands above")
+        return json.loads(answer)
+
+    try:
+        yield turn
+    finally:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+
 def race(
     task: dict,
     count: int,
@@ -233,54 +330,41 @@ def race(
     threads: int,
     names: Sequence[str] = (),
     script: str = __file__,
+    rivals: Mapping[str, str] = MappingProxyType({}),
 ) -> dict:
-    """The contenders take turns: rates, and their ratios to the first one's."""
-    environment = (
-        os.environ
-        | {
-            "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin slow down a busy machine
-            "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path[1:]]),
-        }
-    )
+    """The contenders take turns: rates, and the ratios of the first one's to them.
+
+    ``rivals`` names, for some contenders, another one than the first to compare with.
+    """
     names = names or CONTENDERS[task["task"]]
-    processes, laps = {}, {name: [] for name in names}
-    try:
-        for name in names:
-            order = [name, json.dumps(task), str(count)]
-            processes[name] = subprocess.Popen(
-                [sys.executable, script, "--serve", *order],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            source = json.loads(processes[name].stdout.readline())  # warmed up
-        for turn in range(turns):
-            for name in names if turn % 2 else reversed(names):
-                print(file=processes[name].stdin, flush=True)
-                laps[name].append(json.loads(processes[name].stdout.readline()))
-    finally:
-        for process in processes.values():
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+    laps = {name: [] for name in names}
+    with ExitStack() as stack:
+        turns_of = {
+            name: stack.enter_context(contender(name, task, count, threads, script))
+            for name in names
+        }
+        sources = {turn() for turn in turns_of.values()}  # all have warmed up
+        for number in range(turns):
+            for name in names if number % 2 else reversed(names):
+                laps[name].append(turns_of[name]())
     results = {}
     for name in names:
+        rival = rivals.get(name, names[0])
         wall, processor = (
             [
                 other[k] / own[k]
-                for own, other in zip(laps[names[0]], laps[name], strict=True)
+                for own, other in zip(laps[rival], laps[name], strict=True)
             ]
             for k in (0, 1)
         )
         results[name] = {
-            "seconds": round(sum(seconds for seconds, _ in laps[name]), 3),
-            "rate": summary([count * task["unit"] / s for s, _ in laps[name]]),
+            "seconds": round(sum(lap[0] for lap in laps[name]), 3),
+            "rate": summary([count * task["unit"] / lap[0] for lap in laps[name]]),
             "ratio": summary(wall),
             "processor_ratio": summary(processor),
+            "memory": round(max(lap[2] for lap in laps[name])),  # MiB
         }
-    return task | {"data": source, "results": results}
+    return task | {"data": ", ".join(sorted(sources)), "results": results}
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -296,12 +380,14 @@ def machine(threads: int) -> dict:
     import torch
 
     model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
+    info, flags = Path("/proc/cpuinfo"), ()
     if info.exists():
-        names = [s for s in info.read_text().splitlines() if s.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
+        fields = dict(re.findall(r"(?m)^(.+?)[ \t]*:[ \t]*(.*)$", info.read_text()))
+        model = fields.get("model name", model)
+        flags = fields.get("flags", fields.get("Features", "")).split()
     return {
         "cpu": model,
+        "instructions": [f for f in INSTRUCTIONS if f in flags],
         "cores": os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),
@@ -310,7 +396,7 @@ def machine(threads: int) -> dict:
     }
 
 
-def tasks(batch_sizes: list[int]) -> list[dict]:
+def tasks(likelihoods: list[str], batch_sizes: list[int]) -> list[dict]:
     found = [
         {
             "task": "training",
@@ -318,7 +404,7 @@ def tasks(batch_sizes: list[int]) -> list[dict]:
             "batch_size": size,
             "unit": size,  # examples in a step
         }
-        for likelihood in LIKELIHOODS
+        for likelihood in likelihoods
         for size in batch_sizes
     ]
     return found + [
@@ -333,7 +419,9 @@ def title(task: dict) -> str:
     return "log-density" + (" and gradient" if task["backward"] else "")
 
 
-def command_line(description: str, turns: int, output: Path) -> argparse.ArgumentParser:
+def command_line(
+    description: str, turns: int, output: Path | None
+) -> argparse.ArgumentParser:
     """The options of every benchmark; ``turns`` and ``output`` are defaults."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--turns", type=int, default=turns, help="of each contender")
@@ -343,9 +431,13 @@ def command_line(description: str, turns: int, output: Path) -> argparse.Argumen
     return parser
 
 
-def begin(threads: int) -> dict:
+def begin(threads: int, device: str = "cpu") -> dict:
     """A report on this machine without results; says which machine it is."""
     about = machine(threads)
+    if device != "cpu":
+        import torch
+
+        about["gpu"] = torch.cuda.get_device_name(device)
     print(f"{about['cpu']}, {threads} threads, torch {about['torch']}")
     return {"machine": about, "results": []}
 
@@ -356,9 +448,13 @@ def write(report: dict, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_line(__doc__, 15, HERE / "latest.json")
-    parser.add_argument("--examples", type=int, default=10000, help="in one turn")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 512])
+    parser = command_line(__doc__, 7, HERE / "latest.json")
+    parser.add_argument("--examples", type=int, default=5000, help="in one turn")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100])
+    likelihoods = list(LIKELIHOODS)
+    parser.add_argument(
+        "--likelihoods", nargs="+", choices=likelihoods, default=likelihoods[:1]
+    )
     parser.add_argument("--only", default="", help="tasks that hold this word")
     options = parser.parse_args(arguments)
     if options.serve:
@@ -367,7 +463,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     report = begin(options.threads)
     print(f"{'':44}{'rate':>12}{'ratio':>8}{'(lowest … highest)':>20}{'CPU':>8}")
-    for task in tasks(options.batch_sizes):
+    for task in tasks(options.likelihoods, options.batch_sizes):
         if options.only not in title(task):
             continue
         count = (

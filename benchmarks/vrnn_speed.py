@@ -94,8 +94,8 @@ def serve(contender: str, task: dict, count: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_line(__doc__, 7, HERE / "vrnn_latest.json")
-    parser.add_argument("--steps", type=int, default=5, help="in one turn")
+    parser = command_line(__doc__, 5, HERE / "vrnn_latest.json")
+    parser.add_argument("--steps", type=int, default=4, help="in one turn")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--small", action="store_true", help="a tiny network")
     options = parser.parse_args(arguments)

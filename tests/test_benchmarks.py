@@ -1,16 +1,33 @@
 """The benchmarks run; how fast is not a test's business."""
 
 import json
+import math
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 from aevb import models
+from tools import speed
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """``benchmark(name)``: the script as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return __import__
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Little data in every process."""
+    monkeypatch.setenv("AEVB_FAST", "1")
 
 
 @pytest.fixture
@@ -31,7 +48,7 @@ def measure(tmp_path, monkeypatch):
 
 
 def test_training_speed_measures_every_contender(measure):
-    short = "--turns 2 --examples 40 --batch-sizes 20 --threads 1 --only us_b"
+    short = "--turns 2 --examples 40 --batch-sizes 20 --threads 1 --only batch"
     report, printed = measure("training_speed.py", short)
     assert {"cpu", "cores", "threads", "torch", "date"} <= report["machine"].keys()
     assert [r["likelihood"] for r in report["results"]] == ["continuous_bernoulli"]
@@ -45,8 +62,7 @@ def test_training_speed_measures_every_contender(measure):
     assert "random bytes" in printed
 
 
-def test_gmvae_speed_measures_every_contender(measure, monkeypatch):
-    monkeypatch.setenv("AEVB_FAST", "1")
+def test_gmvae_speed_measures_every_contender(measure, small):
     short = "--turns 1 --examples 20 --batch-size 20 --threads 1"
     report, _ = measure("gmvae_speed.py", short)
     (result,) = report["results"]
@@ -54,11 +70,9 @@ def test_gmvae_speed_measures_every_contender(measure, monkeypatch):
     assert all(r["rate"]["low"] > 0 for r in result["results"].values())
 
 
-def test_gmvae_speed_contenders_compute_the_same():
+def test_gmvae_speed_contenders_compute_the_same(benchmark):
     """The estimator that repeats x, with the draws of the one that does not."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import gmvae_speed
-
+    gmvae_speed = benchmark("gmvae_speed")
     torch.manual_seed(0)
     model = models.GaussianMixtureVAE(hidden=(8,), latent_dim=2)
     x = torch.bernoulli(torch.full((5, 784), 0.3))
@@ -78,3 +92,106 @@ def test_vrnn_speed_measures_both_precisions(measure):
     for found in (*single.values(), *low.values()):
         assert found["rate"]["low"] > 0 and found["ratio"]["median"] > 0
     assert {r["data"] for r in report["results"]} == {"random bits"}
+
+
+def test_peers_speed_measures_every_contender(measure, small):
+    short = "--turns 2 --examples 40 --batch-sizes 20 --threads 1"
+    report, printed = measure("peers_speed.py", short)
+    (result,) = report["results"]
+    names = set(result["results"])
+    assert {"aevb", "plain", "products", "aevb, bfloat16", "plain, bfloat16"} <= names
+    for peer in ("pyro", "pythae"):
+        there = find_spec(peer) is not None
+        assert (peer in names) == there
+        assert there or re.search(f"{peer}.*: not installed", printed)
+    for name, found in result["results"].items():
+        assert found["rate"]["low"] > 0 and found["memory"] > 0
+        if name.startswith("aevb"):
+            assert found["ratio"]["median"] == 1
+
+
+def test_peers_speed_chases_a_target(measure, small):
+    short = "--target 1 --names plain aevb --epochs 2 --most 2 --batch-sizes 100"
+    report, _ = measure("peers_speed.py", f"{short} --threads 1")
+    (result,) = report["results"]
+    plain, ours = result["results"]["plain"], result["results"]["aevb"]
+    assert plain["epochs"] == 1 and plain["curve"][-1][1] == result["target"]
+    assert (ours["seconds"] is not None) == (ours["curve"][-1][1] >= result["target"])
+    lines = "\n".join(speed.target(report))
+    assert f"{result['target']:.2f} nats" in lines and "| `aevb` |" in lines
+
+
+def test_peers_are_judged_by_the_elbo(benchmark):
+    """The judge's ELBO is the package's, to the noise of one draw an example."""
+    peers_speed = benchmark("peers_speed")
+    torch.manual_seed(0)
+    model = models.VAE(likelihood="bernoulli", dropout=0.0, hidden=(8,)).eval()
+    x = torch.bernoulli(torch.full((500, 784), 0.3))
+
+    def encode(x):
+        q_z = model.posterior(x).base_dist
+        return q_z.mean, q_z.stddev
+
+    def decode(z):
+        return model.likelihood(z).base_dist.logits
+
+    judged = peers_speed.judge(x)(encode, decode)
+    with torch.no_grad():
+        elbo = model.elbo(x, num_samples=4).elbo
+    error = elbo.std().item() / math.sqrt(len(x))
+    assert abs(judged - elbo.mean().item()) < 3 * error
+
+
+def test_contenders_have_the_same_network(benchmark):
+    encoder, decoder = benchmark("peers_speed").networks()
+    plain = sorted(p.shape for m in (encoder, decoder) for p in m.parameters())
+    ours = models.VAE(likelihood="bernoulli", hidden=(500, 500), latent_dim=20)
+    assert plain == sorted(p.shape for p in ours.parameters())
+
+
+def test_scaling_measures_every_curve(measure, tmp_path):
+    figure = tmp_path / "scaling.svg"
+    short = f"--fast --turns 1 --epochs 11 --threads 1 --figure {figure}"
+    report, _ = measure("scaling.py", short)
+    assert set(report["sweeps"]) == {"batch_size", "latent_dim", "examples", "length"}
+    assert all(p["rate"]["low"] > 0 for s in report["sweeps"].values() for p in s)
+    found = report["epochs"]
+    assert found["epoch"] == list(range(2, 12)) and min(found["seconds"]) > 0
+    assert len(found["memory"]) == 10
+    assert speed.checksum(report) in figure.read_text()
+
+
+# --- the page ---
+
+
+def test_the_page_is_what_the_benchmarks_wrote():
+    assert list(speed.complaints()) == []
+
+
+def test_no_timing_is_typed_into_the_tool():
+    text = speed.HEAD + speed.PEERS + speed.TARGET + speed.MODELS + speed.SCALING
+    assert not re.findall(r"\d+\.\d+", text)
+
+
+def test_the_page_needs_no_torch():
+    """The site's environment has none."""
+    code = "import sys, tools.speed as s; s.page(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_has_not_run_is_left_out(tmp_path):
+    text = speed.page(tmp_path)
+    assert "What may be compared" in text and "|" not in text
+
+
+def test_stale_page_and_figure_are_found(tmp_path):
+    for folder in ("benchmarks", "book/results"):
+        (tmp_path / folder).mkdir(parents=True)
+    report = speed.read()["scaling"]
+    (tmp_path / "benchmarks" / speed.FILES["scaling"]).write_text(json.dumps(report))
+    (tmp_path / "book" / "speed.md").write_text(speed.page(tmp_path))
+    (tmp_path / "book" / speed.FIGURE).write_text(speed.checksum(report))
+    assert list(speed.complaints(tmp_path)) == []
+    (tmp_path / "book" / speed.FIGURE).write_text("<svg/>")
+    (tmp_path / "book" / "speed.md").write_text("# Speed")
+    assert len(list(speed.complaints(tmp_path))) == 2

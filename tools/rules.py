@@ -23,7 +23,7 @@ import nbformat
 import yaml
 
 from tools import conventions as c
-from tools import references, repository, results, stamps
+from tools import references, repository, results, speed, stamps
 
 TAGS = {
     "setup",
@@ -603,6 +603,7 @@ def book_complaints(root: Path = c.ROOT) -> Iterator[str]:
     made = root / "book" / "results.md"
     if made.exists() and made.read_text(encoding="utf-8") != results.page(root):
         yield "book/results.md is not what the files give: run `make renumber`"
+    yield from speed.complaints(root)
     yield from repository.disagreements(root)
 
 

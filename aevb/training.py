@@ -16,6 +16,7 @@ from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 
 from aevb import evaluation
 from aevb.data import Batches
+from aevb.distributions import seed_device
 from aevb.model import ElboTerms, LatentVariableModel
 
 
@@ -205,7 +206,7 @@ def fit(
     )
     gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpu), run.only_update():
-        _seed(seed, device)
+        seed_device(seed, device)
         if resume and Path(checkpoint).exists():
             run.load(checkpoint)
         bar = tqdm(total=total, initial=run.step, unit="step", disable=not progress)
@@ -452,14 +453,6 @@ def _shapes(parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _name(function: Callable) -> str:
     """What tells one function from another in a checkpoint's settings."""
     return getattr(function, "__qualname__", type(function).__qualname__)
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed the CPU and this device; ``torch.manual_seed`` would seed all devices."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -419,8 +419,8 @@ def calibration(
     each coordinate where q is the posterior (``eq-rank``; Talts et al., 2018). Too
     many values near 0 and 1: q is too narrow; in the middle: too wide; on one side: q
     is biased. With ``weighted`` the v_k are the normalised importance weights, which
-    repair what q lacks: uniform for many draws, whatever q is. If they do not, and the
-    effective number of draws is large, the code of p or of q is wrong.
+    repair what q lacks: uniform for many draws, unless q is so narrow that few of them
+    reach where p(z | x) is. If they do not, the code of p or of q is wrong.
 
     Args:
         n: examples to simulate; for a conditional model, for each condition.

@@ -27,7 +27,7 @@ def make(own, kind="Ink", strength=1.5):
     model = getattr(own, kind)(16 * bars, latent_dim=2, hidden=())
     with torch.no_grad():
         model.generative.raw.copy_(unconstrained(0.5 * bars + 0.01))
-        model.generative.strengths[1].weight.copy_(strength * torch.eye(2))
+        model.generative.network[1].weight.copy_(strength * torch.eye(2))
     return model.eval()
 
 
@@ -83,6 +83,7 @@ def test_extreme_rates_stay_finite(own):
         log_p = model.likelihood(z).log_prob(x)
         (slope,) = torch.autograd.grad(log_p.sum(), z)
         assert log_p.isfinite().all() and slope.isfinite().all(), kind
+        assert model.likelihood(z).sample((50,)).isfinite().all(), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,7 +228,7 @@ def test_switches_are_trained_without_a_reparameterisation(own):
         device="cpu",
     )  # fmt: skip
     after = evaluation.log_likelihood(model, x, num_samples=50).mean
-    assert after > before + 5
+    assert after > before + 2
     z = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # the exact sum
     with torch.no_grad():
         log_joint = model.prior().log_prob(z)[:, None]
@@ -257,7 +258,7 @@ def test_calibration_of_an_exact_and_of_a_narrow_posterior():
 
     model.__class__ = Given
     spread = {}
-    for factor in (1.0, 0.5, 2.0):
+    for factor in (1.0, 0.8, 2.0):
         model.factor = factor
         u = diagnostics.calibration(model, 4000, draws=200)
         spread[factor] = u.var().item() * 12
@@ -265,7 +266,7 @@ def test_calibration_of_an_exact_and_of_a_narrow_posterior():
         weighted = diagnostics.calibration(model, 4000, draws=400, weighted=True)
         assert abs(weighted.var().item() * 12 - 1) < 0.1
     assert abs(spread[1.0] - 1) < 0.06
-    assert spread[0.5] > 1.3 and spread[2.0] < 0.7
+    assert spread[0.8] > 1.12 and spread[2.0] < 0.7
 
 
 def test_calibration_of_a_conditional_model():
@@ -296,3 +297,14 @@ def test_predictive_check_says_what_is_expected(own):
         diagnostics.predictive_check(
             make(own), torch.ones(2, 6), statistics={}, replicates=1
         )
+
+
+def test_annealing_says_what_to_do_about_a_bounded_latent_variable(own):
+    class Positive(own.Ink):
+        def prior(self):
+            gamma = torch.distributions.Gamma(torch.ones(2), torch.ones(2))
+            return Independent(gamma, 1)
+
+    model = Positive(torch.ones(2, 6), latent_dim=2, hidden=())
+    with pytest.raises(ValueError, match=r"bounded, .* whole real line. Let z be real"):
+        evaluation.annealed_importance_sampling(model, torch.ones(3, 6), steps=2)

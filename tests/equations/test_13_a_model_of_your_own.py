@@ -59,9 +59,9 @@ def test_eq_moved_transformation():
     weights = []
     for model in (first, second):
         generator = torch.Generator().manual_seed(2)
-        weights.append(model.log_weights(x, num_samples=20000, generator=generator))
-    evidence = [w.logsumexp(0) - math.log(20000) for w in weights]
-    torch.testing.assert_close(*evidence, rtol=0, atol=0.1)
+        weights.append(model.log_weights(x, num_samples=5000, generator=generator))
+    evidence = [w.logsumexp(0) - math.log(5000) for w in weights]
+    torch.testing.assert_close(*evidence, rtol=0, atol=0.15)
 
 
 def test_eq_ink_model(own):
@@ -71,7 +71,7 @@ def test_eq_ink_model(own):
     theta = model.generative
     (w1, b1), (w2, b2) = (
         (layer.weight.detach().numpy(), layer.bias.detach().numpy())
-        for layer in (theta.strengths[0][0], theta.strengths[1])
+        for layer in (theta.network[0][0], theta.network[1])
     )
     f = np.maximum(z.numpy() @ w1.T + b1, 0) @ w2.T + b2
     s = np.log1p(np.exp(f))

@@ -399,3 +399,143 @@ def _excess(model, batch, gap: Estimate, seed: int) -> Estimate:
 
 def _finding(check: str, found: str, good: bool) -> Finding:
     return Finding(check, found, "passed" if good else "failed")
+
+
+# --- simulated against simulated, simulated against real ---------------------------
+
+
+def calibration(
+    model: LatentVariableModel,
+    n: int,
+    *condition: Tensor,
+    draws: int = 1000,
+    weighted: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Where the true z lies among draws of q, on simulated data: uniform if q is right.
+
+    z ~ p(z), x ~ p(x | z): then z is an exact draw of p(z | x). The share of draws
+    z_k ~ q(z | x) below it, u_j = Σ_k v_k [z_kj < z_j] with v_k = 1 / K, is uniform in
+    each coordinate where q is the posterior (``eq-rank``; Talts et al., 2018). Too
+    many values near 0 and 1: q is too narrow; in the middle: too wide; on one side: q
+    is biased. With ``weighted`` the v_k are the normalised importance weights, which
+    repair what q lacks: uniform for many draws, unless q is so narrow that few of them
+    reach where p(z | x) is. If they do not, the code of p or of q is wrong.
+
+    Args:
+        n: examples to simulate; for a conditional model, for each condition.
+        condition: for a conditional model, of batch shape (B,).
+        draws: K, of z for each example.
+        seed: of all draws.
+
+    Returns:
+        (n, L), or (n, B, L), numbers in [0, 1].
+
+    Raises:
+        ValueError: ``n`` or ``draws`` < 1.
+
+    Example:
+        >>> from aevb import models
+        >>> model = models.FactorAnalysis()
+        >>> u = calibration(model, 100, draws=50)
+        >>> u.shape, bool((u >= 0).all() and (u <= 1).all())
+        (torch.Size([100, 2]), True)
+    """
+    check_count("n", n)
+    check_count("draws", draws)
+    with _quiet(model), torch.no_grad():
+        torch.manual_seed(seed)
+        p_z = model.prior(*condition)
+        z = rsample(p_z, (n,))  # (n, L)
+        x = rsample(model.likelihood(z, *condition))  # (n, D)
+        q_z = model.posterior(x, *condition)
+        z_k = rsample(q_z, (draws,))  # (K, n, L)
+        log_w = torch.zeros(z_k.shape[:-1], device=z.device)  # (K, n)
+        if weighted:
+            log_w = model.likelihood(z_k, *condition).log_prob(x)
+            log_w = log_w + p_z.log_prob(z_k) - q_z.log_prob(z_k)
+        v = log_w.softmax(0).unsqueeze(-1)
+        return (v * (z_k < z)).sum(0)
+
+
+class PredictiveCheck(NamedTuple):
+    """A statistic of the data beside the same of replicated data.
+
+    Attributes:
+        observed: T(x).
+        replicated: (R,), T of data sets of the same size, drawn from the model.
+    """
+
+    observed: float
+    replicated: Tensor
+
+    @property
+    def p_value(self) -> float:
+        """P(T(x_rep) > T(x)) + P(T(x_rep) = T(x)) / 2 (``eq-predictive-p-value``).
+
+        Near 0 the data's statistic is larger than the model's, near 1 smaller.
+        """
+        above = (self.replicated > self.observed).double()
+        equal = (self.replicated == self.observed).double()
+        return (above + equal / 2).mean().item()
+
+    @property
+    def distance(self) -> float:
+        """(T(x) - mean) / standard deviation of the replicated ones; 0 if all agree."""
+        off = self.observed - self.replicated.mean().item()
+        return off / self.replicated.std().item() if off else 0.0
+
+
+def predictive_check(
+    model: LatentVariableModel,
+    x: Tensor,
+    *condition: Tensor,
+    statistics: dict[str, Callable[[Tensor], Tensor | float]],
+    replicates: int = 200,
+    seed: int = 0,
+) -> dict[str, PredictiveCheck]:
+    """Does data drawn from the model look like the data, in what you care about?
+
+    Draws data sets of the size of ``x`` from the model, and computes every statistic of
+    each of them (``eq-predictive-p-value``; Rubin, 1984; Gelman, Meng and Stern, 1996).
+    The parameters are those of the model, a point, not drawn from a posterior of their
+    own. A bound or a log-likelihood ranks models; this says what is wrong with one.
+
+    Args:
+        x: (N, …); examples that were not trained on are a stricter test.
+        condition: what a conditional model takes: one for each example.
+        statistics: by name, functions of a data set (N, …) that give one number.
+        replicates: R ≥ 2.
+        seed: of the draws.
+
+    Returns:
+        A :class:`PredictiveCheck` for each statistic.
+
+    Raises:
+        ValueError: replicates < 2.
+
+    Example:
+        >>> from aevb import data, models
+        >>> model = models.FactorAnalysis.from_parameters(data.LOADINGS, data.NOISE)
+        >>> x = data.factor_analysis()[1].x
+        >>> found = predictive_check(model, x, statistics={"largest": torch.max})
+        >>> 0.01 < found["largest"].p_value < 0.99
+        True
+    """
+    check_count("replicates - 1", replicates - 1)
+    rows = {name: [] for name in statistics}
+    with _quiet(model), torch.no_grad():
+        torch.manual_seed(seed)
+        for _ in range(replicates):
+            if condition:
+                (new,) = model.sample(1, *condition)
+            else:
+                new = model.sample(len(x))
+            for name, statistic in statistics.items():
+                rows[name].append(float(statistic(new)))
+        return {
+            name: PredictiveCheck(
+                float(statistic(x)), torch.tensor(rows[name], dtype=torch.float64)
+            )
+            for name, statistic in statistics.items()
+        }

@@ -14,6 +14,7 @@ from torch.distributions import (
     Distribution,
     MultivariateNormal,
     Normal,
+    constraints,
     kl_divergence,
 )
 
@@ -345,7 +346,7 @@ def annealed_importance_sampling(
 
     Raises:
         ValueError: ``steps``, ``leapfrog`` or ``chains`` < 1; unknown ``start``; z is
-            discrete.
+            discrete, or bounded.
 
     Example:
         >>> from aevb import data, models
@@ -445,6 +446,15 @@ def bidirectional_monte_carlo(
 def _check_continuous(prior: Distribution) -> None:
     if prior.support.is_discrete:
         raise ValueError("z is discrete; annealing expects a continuous z")
+    support = prior.support
+    while hasattr(support, "base_constraint"):  # of the coordinates
+        support = support.base_constraint
+    if support not in (constraints.real, constraints.real_vector):
+        raise ValueError(
+            f"z is bounded, {support}; annealing moves on the whole real line. Let z be"
+            " real, and make the transformation the first step of the likelihood: the"
+            " evidence is the same"
+        )
 
 
 # --- what the bound loses, and where ---

@@ -32,15 +32,57 @@ class ElboTerms(NamedTuple):
 class LatentVariableModel(nn.Module):
     """A generative model p(z) p(x | z) and an inference model q(z | x).
 
-    A model is two modules and three methods. The modules keep the parameters apart:
-    ``generative`` holds θ (prior and likelihood), ``inference`` holds φ (posterior).
-    The methods :meth:`prior`, :meth:`likelihood` and :meth:`posterior` return
-    distributions whose log-densities sum over the coordinates of an example.
-    Everything else follows from them. A conditional model takes its condition behind
-    ``x`` or ``z`` in each method, and names both in ``inputs``.
+    The base class of every model, and of a reader's own. A subclass sets two modules,
+    which keep the parameters apart, ``generative`` (θ: prior and likelihood) and
+    ``inference`` (φ: posterior), and defines three methods that return distributions,
+    :meth:`prior`, :meth:`likelihood` and :meth:`posterior`. Everything else follows
+    from them: bounds, training, evaluation, draws.
+
+    * Parameters in neither module are not trained.
+    * Log-densities sum over the coordinates of an example: event shapes are (L,) for z
+      and (D,), or the shape of one x, for x. ``Independent(…, 1)`` does that.
+    * :meth:`likelihood` takes any number of axes in front of z's last one, since
+      samples are put there, and x broadcasts against them.
+    * Any ``torch.distributions.Distribution`` will do, or a class of your own with
+      ``log_prob``, ``sample`` and ``mean``. For the default estimator q(z | x) needs an
+      ``rsample`` and a closed-form divergence from the prior
+      (``torch.distributions.kl_divergence``); without the divergence pass
+      ``estimator=estimators.fully_sampled`` to :func:`aevb.fit`, without the
+      ``rsample`` ``estimators.score_function``, or overwrite :meth:`elbo`.
+    * Tools that look at coordinates of z, or search for a better q, ask for a Gaussian
+      q(z | x) and say so. For a positive or bounded latent variable keep z Gaussian,
+      and make the transformation the first step of the likelihood: evidence and ELBO
+      are the same (``eq-moved-transformation``).
+    * A conditional model takes its condition behind ``x`` or ``z`` in each method, and
+      names both in ``inputs``.
+    * :meth:`check` may be left out; it is where to refuse data outside the support.
 
     Attributes:
         inputs: fields of :class:`aevb.data.Examples` that make up one batch.
+
+    Example:
+        >>> from torch.distributions import Independent, Poisson
+        >>> from aevb import fit
+        >>> from aevb.distributions import diagonal_normal
+        >>> from aevb.networks import GaussianHead
+        >>> class Counts(LatentVariableModel):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.generative = nn.Linear(2, 5)
+        ...         self.inference = GaussianHead(5, 2)
+        ...
+        ...     def prior(self):
+        ...         return diagonal_normal(torch.zeros(2), torch.ones(2))
+        ...
+        ...     def likelihood(self, z):
+        ...         return Independent(Poisson(self.generative(z).exp()), 1)
+        ...
+        ...     def posterior(self, x):
+        ...         return self.inference(x)
+        >>> x = torch.poisson(torch.ones(20, 5))
+        >>> history = fit(Counts(), x, epochs=2, device="cpu", progress=False)
+        >>> history.epoch
+        [1.0, 2.0]
     """
 
     inputs: tuple[str, ...] = ("x",)

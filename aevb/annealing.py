@@ -5,7 +5,8 @@ to a constant, here p(x, z), whose constant is p(x), along the geometric path
 
 f_β(z) = p_0(z)^(1 - β) f(z)^β,  0 = β_0 < … < β_T = 1
 
-(Neal, 2001). All chains of all examples move at once: z is (C, B, L).
+(``eq-annealing-path``; Neal, 2001). All chains of all examples move at once: z is
+(C, B, L).
 :mod:`aevb.evaluation` knows what the densities are for a model.
 """
 
@@ -82,7 +83,9 @@ def leapfrog(
 ) -> tuple[Point, Tensor]:
     """Follow Hamilton's equations with the energy -log f_β(z) + |momentum|² / 2.
 
-    Reversible: from the end, with the momentum turned round, it leads back.
+    Half a step of the momentum, whole steps of z and of the momentum in turn, and half
+    a step of the momentum (``eq-leapfrog``). Reversible: from the end, with the
+    momentum turned round, it leads back.
 
     Args:
         momentum: (C, B, L).
@@ -110,6 +113,9 @@ def transition(
     generator: torch.Generator | None = None,
 ) -> tuple[Point, Tensor]:
     """One step of Hamiltonian Monte Carlo, which leaves f_β as it is.
+
+    A proposal by :func:`leapfrog` from a fresh momentum, accepted with the probability
+    min(1, exp(-change of the energy)) (``eq-hamiltonian-acceptance``).
 
     Args:
         size: of the leapfrog steps, (B, L) or of another shape that broadcasts with z.
@@ -164,8 +170,9 @@ def anneal(
 
     log w = Σ_t (β_t - β_{t-1}) [log f(z_{t-1}) - log p_0(z_{t-1})]
 
-    z_t comes from z_{t-1} by a transition that leaves f_{β_t} as it is. With z_0 ~ p_0
-    and betas from 0 to 1, E[w] is the integral of f. With z_0 from the normalised f and
+    (``eq-annealing-weight``), where z_t comes from z_{t-1} by a transition that leaves
+    f_{β_t} as it is. With z_0 ~ p_0 and betas from 0 to 1, E[w] is the integral of f
+    (``eq-annealing-unbiased``). With z_0 from the normalised f and
     betas from 1 to 0, E[w] is its reciprocal. Both hold for any number of steps and any
     step sizes that were fixed beforehand; with ``adapt`` they hold nearly.
 

@@ -180,13 +180,14 @@ def importance_weighted(
     under p(z | x), and kl to KL(p(z | x) ‖ p(z)).
 
     The gradient of each term is the average of the draws' gradients under the weights
-    v, which carry none themselves; hence that of the bound is Σ_k v_k ∇ log w_k. In φ
-    it drowns in noise as K grows: its mean falls as 1 / K, its standard deviation as
-    1 / √K (Rainforth et al., 2018). With ``gradient="doubly-reparameterised"`` that in
-    φ is Σ_k v_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ), of the same mean, whose standard
-    deviation falls as K^(-3/2) (Tucker et al., 2019); for K = 1 it leaves out the score
-    of q, whose mean is zero (Roeder et al., 2017). Values and the gradient in θ are the
-    same for both.
+    v, which carry none themselves; hence that of the bound is Σ_k v_k ∇ log w_k
+    (``eq-iw-gradient``). In φ it drowns in noise as K grows: its mean falls as 1 / K,
+    its standard deviation as 1 / √K (Rainforth et al., 2018). With
+    ``gradient="doubly-reparameterised"`` that in φ is
+    Σ_k v_k² (∂ log w_k / ∂z_k) (∂z_k / ∂φ) (``eq-doubly-reparameterised``), of the same
+    mean, whose standard deviation falls as K^(-3/2) (Tucker et al., 2019); for K = 1 it
+    leaves out the score of q, whose mean is zero (Roeder et al., 2017). Values and the
+    gradient in θ are the same for both.
 
     Args:
         model: its q(z | x) must be reparameterised.
@@ -586,8 +587,9 @@ def gradient_samples(
 def signal_to_noise(gradients: Tensor) -> float:
     """How far the mean of a gradient stands out of its noise.
 
-    Mean over the parameters of |E[g]| / σ[g], each estimated from the draws (Rainforth
-    et al., 2018). One draw's sign is worth little where it is below 1.
+    Mean over the parameters of |E[g]| / σ[g], each estimated from the draws
+    (``eq-signal-to-noise``; Rainforth et al., 2018). One draw's sign is worth little
+    where it is below 1.
 
     Parameters without noise, such as those that receive no gradient, are left out.
     The mean of n draws is itself noisy: a ratio of zero comes out as √(2 / (π n)), so

@@ -70,7 +70,7 @@ def _evaluating(model: LatentVariableModel, seed: int) -> Iterator[torch.Generat
 def _batches(model: LatentVariableModel, data, batch_size: int) -> Batches:
     if isinstance(data, Batches):
         return data
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     return Batches(data, model.inputs, batch_size, device, check=model.check)
 
 
@@ -161,6 +161,84 @@ def log_likelihood(
             draw = partial(model.log_weights, *batch, generator=generator)
             values.append(_log_mean(draw, num_samples))
     return _estimate(torch.cat(values))
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """How many of K importance weights count, from 1 to K.
+
+    (Σ_k w_k)² / Σ_k w_k² (``eq-effective-sample-size``): K if all are equal, 1 if one
+    outweighs the others. It knows only the weights that were drawn: where q misses a
+    part of p(z | x), it can be large and the estimate wrong.
+
+    Args:
+        log_weights: (K, …), nats, as ``model.log_weights`` gives.
+
+    Returns:
+        (…), float64.
+
+    Example:
+        >>> effective_sample_size(torch.tensor([3.0, 3.0, -100.0]))
+        tensor(2., dtype=torch.float64)
+    """
+    log_w = log_weights.double()
+    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+
+
+class ImportanceCurve(NamedTuple):
+    """The importance-weighted bound by number of draws: :func:`importance_curve`.
+
+    Attributes:
+        counts: K = 1, 2, 4, …
+        values: (len(counts), N), estimates of the bound of each example, nats.
+        effective: (N,), effective sample size of all draws.
+    """
+
+    counts: tuple[int, ...]
+    values: Tensor
+    effective: Tensor
+
+
+def importance_curve(
+    model: LatentVariableModel, data, most: int = 1024, seed: int = 0
+) -> ImportanceCurve:
+    """The importance-weighted bound for K = 1, 2, 4, …, from the same draws.
+
+    The draws of an example are cut into groups of K, and log (1/K) Σ_k w_k
+    (``eq-importance-weighted``) is averaged over the groups, so that small K is less
+    noisy than large K. A group is two groups of half the size: the values of every
+    example rise with K, not only their expectations (``eq-iw-monotone``).
+
+    Args:
+        data: as for :func:`elbo`.
+        most: the largest K, a power of two; all of them are held for 100 examples.
+        seed: of the draws.
+
+    Raises:
+        ValueError: ``most`` is not a power of two.
+
+    Example:
+        >>> from aevb import data, models
+        >>> x = data.factor_analysis()[1].x[:20]
+        >>> curve = importance_curve(models.FactorAnalysis(), x, most=8)
+        >>> curve.counts, bool((curve.values.diff(dim=0) >= 0).all())
+        ((1, 2, 4, 8), True)
+    """
+    if most < 1 or most & (most - 1):
+        raise ValueError(f"most is {most}; expected a power of two")
+    counts = tuple(2**k for k in range(most.bit_length()))
+    values, effective = [], []
+    with _evaluating(model, seed) as generator:
+        for batch in _batches(model, data, 100):
+            draw = partial(model.log_weights, *batch, generator=generator)
+            parts = [draw(num_samples=min(most, 128)) for _ in range(0, most, 128)]
+            log_w = torch.cat(parts).double()  # (most, B)
+            effective.append(effective_sample_size(log_w))
+            groups, rows = log_w, [log_w.mean(0)]
+            for _ in counts[1:]:  # log-means of pairs, of pairs of pairs, …
+                groups = torch.logaddexp(groups[::2], groups[1::2]) - math.log(2)
+                rows.append(groups.mean(0))
+            values.append(torch.stack(rows))
+    return ImportanceCurve(counts, torch.cat(values, 1), torch.cat(effective))
 
 
 def naive_log_likelihood(
@@ -333,6 +411,9 @@ def annealed_importance_sampling(
     step size for each example and each β at which 65 % of the proposals are accepted,
     and is thrown away.
 
+    In equations: ``eq-annealing-path``, ``eq-annealing-weight``,
+    ``eq-annealing-unbiased``.
+
     Args:
         data: as for :func:`elbo`.
         steps: T. Each but the last costs ``leapfrog`` gradients of the log-likelihood
@@ -399,11 +480,11 @@ def bidirectional_monte_carlo(
 
     z ~ p(z), x ~ p(x | z): for this x, z is an exact draw of p(z | x). So the chains of
     :func:`annealed_importance_sampling` can also be run backwards, from z at β = 1 to
-    p_0. Their weights have the mean 1 / p(x), and minus the log of their mean estimates
-    log p(x) from *above*, in expectation (Grosse, Ghahramani and Adams, 2015). Both
-    bounds are one number where there are enough steps. Real data offer no exact draw;
-    settings that are precise on simulated data are trusted on real ones as far as the
-    two are alike.
+    p_0. Their weights have the mean 1 / p(x) (``eq-annealing-backward``), and minus the
+    log of their mean estimates log p(x) from *above*, in expectation
+    (``eq-annealing-sandwich``; Grosse, Ghahramani and Adams, 2015). Both bounds are one
+    number where there are enough steps. Real data offer no exact draw; settings that
+    are precise on simulated data are trusted on real ones as far as the two are alike.
 
     Args:
         n: examples to simulate; for a conditional model, for each condition.
@@ -581,9 +662,9 @@ def _elbo_of(q_z, model, batch, num_samples: int, generator) -> Tensor:
 def kl_per_coordinate(model: LatentVariableModel, data) -> Tensor:
     """KL(q(z_j | x) ‖ p(z_j)) for each latent coordinate j, mean over examples: (L,).
 
-    Nats, float64. Where q(z | x) and p(z) are products of Gaussians it sums to the KL
-    term of the ELBO (``eq-gaussian-kl``); where q has correlations, to less than that,
-    since it looks at one coordinate at a time.
+    Nats, float64 (``eq-kl-per-coordinate``). Where q(z | x) and p(z) are products of
+    Gaussians it sums to the KL term of the ELBO (``eq-gaussian-kl``); where q has
+    correlations, to less than that, since it looks at one coordinate at a time.
 
     Args:
         model: with a Gaussian q(z | x) and p(z).
@@ -624,9 +705,9 @@ def _coordinates(name: str, distribution: Distribution) -> Normal:
 def activity(model: LatentVariableModel, data) -> Tensor:
     """How far q's means move from example to example, each coordinate: (L,), float64.
 
-    Var_x(E_q[z_j | x]), for p(z) = N(0, I) (Burda et al., 2016). Where the prior is
-    another one, the means are measured from its mean, in units of its standard
-    deviation, so that a coordinate that only follows p(z | y) is not active.
+    Var_x(E_q[z_j | x]), for p(z) = N(0, I) (``eq-activity``; Burda et al., 2016). Where
+    the prior is another one, the means are measured from its mean, in units of its
+    standard deviation, so that a coordinate that only follows p(z | y) is not active.
 
     Args:
         data: as for :func:`elbo`.

@@ -374,6 +374,63 @@ def test_accuracy_names_what_is_wrong(predicted, y, error, message):
         evaluation.clustering_accuracy(predicted, y)
 
 
+# --- importance weights ---------------------------------------------------------------
+
+
+def test_effective_sample_size():
+    weights = np.array([[1.0, 5.0, 2.0], [1.0, 0.0, 1.0], [1.0, 0.0, 3.0]])
+    with np.errstate(divide="ignore"):
+        found = evaluation.effective_sample_size(torch.tensor(np.log(weights) - 1000))
+    expected = weights.sum(0) ** 2 / (weights**2).sum(0)
+    np.testing.assert_allclose(found, expected)
+    assert found.dtype == torch.float64
+
+
+def test_importance_curve_starts_at_the_elbo_and_reaches_the_evidence(model):
+    model, x = model.double(), X.double()
+    curve = evaluation.importance_curve(model, x, most=1024)
+    assert curve.counts == tuple(2**k for k in range(11))
+    assert curve.values.shape == (11, len(x)) and curve.effective.shape == (len(x),)
+    assert (curve.values.diff(dim=0) >= 0).all()
+    truth = model.evidence(x)
+    exact = {1: truth - model.gap(x), 1024: truth}
+    for k, expected in exact.items():
+        error = curve.values[curve.counts.index(k)] - expected
+        standard_error = error.std() / len(x) ** 0.5
+        assert abs(error.mean()) < 3 * standard_error + 1e-3 * (k > 1)
+    assert ((curve.effective > 1) & (curve.effective < 1024)).all()
+
+
+def test_importance_curve_ends_at_the_log_mean_of_all_weights(model):
+    curve = evaluation.importance_curve(model, X[:7], most=256, seed=3)
+    expected = evaluation.log_likelihood(model, X[:7], num_samples=256, seed=3).values
+    assert abs((curve.values[-1] - expected).mean()) < 0.1  # cut differently
+    log_w = []
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(2):
+            log_w.append(model.log_weights(X[:7], num_samples=128, generator=generator))
+    log_w = torch.cat(log_w).double()
+    pairs = log_w.view(128, 2, 7).logsumexp(1).mean(0) - math.log(2)
+    torch.testing.assert_close(curve.values[0], log_w.mean(0))
+    torch.testing.assert_close(curve.values[1], pairs)
+    torch.testing.assert_close(curve.values[-1], log_w.logsumexp(0) - math.log(256))
+
+
+@pytest.mark.parametrize("most", [0, 3, 100])
+def test_importance_curve_takes_powers_of_two(model, most):
+    with pytest.raises(ValueError, match=f"most is {most}; expected a power of two"):
+        evaluation.importance_curve(model, X, most=most)
+
+
+def test_a_model_without_parameters_is_evaluated():
+    class Fixed(models.FactorAnalysis):
+        def parameters(self, recurse=True):
+            return iter(())
+
+    assert evaluation.elbo(Fixed(), X[:5]).values.shape == (5,)
+
+
 # --- annealed importance sampling ---
 
 FEW = {"steps": 40, "leapfrog": 4, "chains": 24}

@@ -67,6 +67,8 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        if not others and len(self.sizes) == 1:  # no split: no copy of the gradient
+            return super().forward(first)
         weight, *columns = self.weight.split(self.sizes, dim=1)
         total = F.linear(first, weight, self.bias)
         for part, weight in zip(others, columns, strict=True):

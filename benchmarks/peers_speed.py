@@ -438,7 +438,7 @@ def chase(options, names: list[str], report: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = training_speed.command_line(__doc__, 7, None)
-    parser.add_argument("--examples", type=int, default=5000, help="in one turn")
+    parser.add_argument("--examples", type=int, default=4000, help="in one turn")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 512])
     parser.add_argument("--names", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -210,7 +210,7 @@ def draw(report: dict, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line(__doc__, 3, HERE / "scaling_latest.json")
-    parser.add_argument("--work", type=int, default=3000, help="examples in a turn")
+    parser.add_argument("--work", type=int, default=2000, help="examples in a turn")
     parser.add_argument("--epochs", type=int, default=60, help="of the long training")
     parser.add_argument("--fast", action="store_true", help="tiny networks, few points")
     figure = HERE.parent / "book" / "results" / "scaling.svg"

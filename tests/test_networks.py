@@ -63,6 +63,24 @@ def test_a_linear_layer_on_several_inputs_is_one_on_their_concatenation():
         layer(x)
 
 
+def test_the_gradient_of_a_layer_on_one_input_is_not_copied():
+    """What a product gives is the gradient: nothing stands between the two."""
+    x = torch.zeros(3, 4)
+    for inputs, direct in (((4,), True), ((2, 2), False)):
+        layer = networks.Linear(inputs, 5)
+        y = layer(*x.split(inputs, dim=1))
+        above = {type(node).__name__ for node in ancestors(y.grad_fn)}
+        assert ("SplitWithSizesBackward0" in above) != direct
+
+
+def ancestors(node):
+    """The nodes of the graph that the gradient at ``node`` goes through."""
+    yield node
+    for parent, _ in node.next_functions:
+        if parent is not None:
+            yield from ancestors(parent)
+
+
 def test_mlp_of_several_inputs():
     torch.manual_seed(0)
     joined = networks.MLP((3, 2), (5, 4))

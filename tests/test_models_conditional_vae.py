@@ -265,7 +265,7 @@ def test_evidence_given_the_label_on_a_grid(condition):
     x = torch.randint(0, 2, (6, 5)).float()
     exact = evaluation.grid_posterior(model, x, Y, points=400).log_evidence
     estimate = evaluation.log_likelihood(model, (x, Y), num_samples=20000)
-    torch.testing.assert_close(estimate.values, exact, atol=0.02, rtol=0)
+    torch.testing.assert_close(estimate.values, exact, atol=0.05, rtol=0)
     assert (evaluation.elbo(model, (x, Y), num_samples=2000).values < exact).all()
 
 

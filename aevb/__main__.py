@@ -99,29 +99,19 @@ def how_to_resume(options: argparse.Namespace, argv: list[str]) -> str:
     return f"stopped; go on with: {PROGRAM} {shlex.join(again)}"
 
 
-def device_of(options: argparse.Namespace) -> torch.device | None:
-    """The device that was asked for, or None.
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The device that was asked for, or the one there is.
 
     Raises:
         ValueError: there is no such device.
     """
-    if options.device is None:
-        return None
-    import torch
+    from aevb.training import choose_device
 
     try:
-        device = torch.device(options.device)
-    except RuntimeError:
-        device = None
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    missing = (
-        device is not None and device.type == "cuda" and (device.index or 0) >= gpus
-    )
-    if device is None or missing:
-        here = f"; expected cpu, or one of the {gpus} GPUs of this machine (cuda:0, …)"
-        none = "; expected cpu, since torch finds no GPU on this machine"
-        raise ValueError(f"--device is {options.device!r}{here if gpus else none}")
-    return device
+        return choose_device(options.device)
+    except ValueError as error:
+        named = "--device: " if options.device else "$AEVB_DEVICE: "
+        raise ValueError(f"{named}{error}") from None
 
 
 # --- evaluate -----------------------------------------------------------------------
@@ -131,13 +121,12 @@ def evaluate(options: argparse.Namespace) -> int:
     """Score a model and print the scores."""
     device = device_of(options)
     from aevb import runs
-    from aevb.training import choose_device
 
     model, entry = runs.find(options.target)
     recipe = scored_on(entry["recipe"], options)
     _, test = runs.examples(recipe, options.root)
     scores = runs.score(
-        model.to(choose_device(device)),
+        model.to(device),
         test,
         elbo_samples=options.elbo_samples,
         samples=options.samples,
@@ -208,10 +197,9 @@ def sample(options: argparse.Namespace) -> int:
         )
     device = device_of(options)
     from aevb import runs
-    from aevb.training import choose_device
 
     model, _ = runs.find(options.target)
-    model = model.to(choose_device(device))
+    model = model.to(device)
     classes = getattr(model, "num_classes", 0)
     if options.label is not None and options.label >= classes:
         expected = f"0 to {classes - 1}" if classes else "none, for it has no classes"
@@ -299,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
             message = how_to_resume(options, argv)
     except ValueError as error:
         message, status = str(error), WRONG
-    except (RuntimeError, OSError, FloatingPointError) as error:
+    except (RuntimeError, OSError, ArithmeticError, MemoryError) as error:
         if not expected(error):
             raise
         message, status = str(error), FAILED
@@ -314,7 +302,8 @@ def expected(error: Exception) -> bool:
     from aevb.training import Diverged
     from aevb.weights import WeightsError
 
-    return isinstance(error, DataError | Diverged | WeightsError | OSError)
+    known = DataError | Diverged | WeightsError | OSError | MemoryError
+    return isinstance(error, known)
 
 
 if __name__ == "__main__":

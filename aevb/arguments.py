@@ -94,6 +94,7 @@ class Model:
         examples: commands that its help shows.
         kinds: of images that it can be trained on.
         weighted: whether the importance-weighted bound can train it.
+        starts: whether it can start at the mean of the data.
         data: where its data can come from; the first one is the default.
         choices: values of arguments that mean something else for another model.
     """
@@ -103,6 +104,7 @@ class Model:
     examples: tuple[str, ...]
     kinds: tuple[str, ...] = KINDS
     weighted: bool = False
+    starts: bool = False
     data: tuple[str, ...] = ("mnist", "digits")
     choices: dict[str, Value] = field(default_factory=dict)
 
@@ -133,6 +135,7 @@ MODELS = {
             "--kind stochastic --bound importance-weighted --samples 5",
         ),
         weighted=True,
+        starts=True,
     ),
     "conditional-vae": Model(
         title="conditional VAE, which is told the label (chapter 8)",
@@ -328,6 +331,9 @@ def add_training_options(group: Any, name: str, model: Model) -> None:
     says = "of the learning rate; cosine falls to zero in the second half"
     schedules = one_of("constant", "cosine")
     option(group, "--schedule", schedules, says, stage["schedule"])
+    if model.starts:
+        says = "start the decoder at the mean of the data, which saves it some epochs"
+        switch(group, "--start-at-mean", says)
     says = "share of the training in which the KL term's weight rises from 0 to 1"
     option(group, "--kl-warmup", SHARE, says, 0.0)
     if model.weighted:
@@ -454,12 +460,13 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     kind, count = options.kind, options.train_examples
     data = {"source": options.data, "kind": kind, "examples": count}
     name = RECIPES[options.model]["model"]["class"]
+    start = {"start_at": "mean"} if getattr(options, "start_at_mean", False) else {}
     return {
         "model": {"class": name, "arguments": arguments},
         "data": data if images else {"source": "factor_analysis"},
         "seed": options.seed,
         "stages": [stage_of(options)],
-    }
+    } | start
 
 
 def likelihood_of(options: argparse.Namespace) -> str:

@@ -122,7 +122,8 @@ def train(
     resume: bool = False,
     writes: bool = True,
     report: Callable[[History], None] | None = None,
-    **options: Any,
+    device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> tuple[LatentVariableModel, History]:
     """Follow a recipe of one stage and keep what comes out of it in a folder.
 
@@ -130,8 +131,7 @@ def train(
         root: where MNIST lies.
         resume: go on from the folder's checkpoint, if there is one.
         writes: whether this process is the one that writes.
-        report: called with the history after each evaluation.
-        options: for :func:`aevb.fit`: ``device``, ``progress``.
+        report, device, progress: as for :func:`aevb.fit`.
 
     Returns:
         The model, in evaluation mode, and its history.
@@ -143,7 +143,7 @@ def train(
             that is not finite, the folder cannot be written.
     """
     folder = Path(folder)
-    device = choose_device(options.pop("device", None))
+    device = choose_device(device)
     recipe = json.loads(json.dumps(recipe))  # as it is read back: lists, no tuples
     if resume:
         _check_same(recipe, folder)
@@ -172,7 +172,7 @@ def train(
         checkpoint=folder / CHECKPOINT,
         resume=resume,
         report=evaluated,
-        **options,
+        progress=progress,
     )
     if writes:
         lines(history)

@@ -159,16 +159,34 @@ def test_defaults_are_those_of_the_class_and_of_its_recipe(name):
         assert default == (list(want) if isinstance(want, tuple) else want), argument
 
 
-@pytest.mark.parametrize("name", ["factor-analysis", "vae"])
-def test_without_arguments_a_training_follows_the_recipe(name):
-    made = arguments.recipe_of(arguments.build_parser().parse_args(["train", name]))
+SAID = {
+    "factor-analysis": "factor-analysis",
+    "vae": "vae",
+    "vae-binarised": "vae --latent-dim 50 --hidden 200 200 --activation tanh"
+    " --kind stochastic --train-examples 60000 --start-at-mean --precision bfloat16",
+    "iwae": "vae --latent-dim 50 --hidden 200 200 --activation tanh"
+    " --kind stochastic --train-examples 60000 --start-at-mean --precision bfloat16"
+    " --bound importance-weighted --samples 5",
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_the_command_line_can_say_what_a_recipe_says(name):
     recipe = RECIPES[name]
-    assert made["data"] == recipe["data"] and made["seed"] == recipe["seed"]
-    (stage,), (want,) = made["stages"], recipe["stages"]
-    said = inspect.signature(training.fit).parameters
-    neutral = {k: p.default for k, p in said.items()}
+    (want,) = recipe["stages"]
+    argv = ["train", *SAID[name].split()]
+    if "--kind" in argv:
+        for key in ("epochs", "batch_size", "lr"):
+            argv += [f"--{key.replace('_', '-')}", str(want[key])]
+    made = arguments.recipe_of(arguments.build_parser().parse_args(argv))
+    assert made["model"]["class"] == recipe["model"]["class"]
+    assert made["model"]["arguments"].items() >= recipe["model"]["arguments"].items()
+    for part in ("data", "seed", "start_at"):
+        assert made.get(part) == recipe.get(part)
+    neutral = inspect.signature(training.fit).parameters
+    (stage,) = made["stages"]
     for key in (stage | want).keys() - {"every"}:  # how often does not change the rest
-        assert stage[key] == want.get(key, neutral[key]), key
+        assert stage.get(key) == want.get(key, neutral[key].default), key
 
 
 # --- train ---
@@ -509,3 +527,19 @@ def test_the_command_runs_by_itself(tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     assert re.search(r"epoch .*, train ELBO -.* nats, test ELBO -.* nats", done.stdout)
     assert len(lines(tmp_path / "run")) == 2
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    one, two = (command("factor-analysis", tmp_path / n) for n in ("one", "two"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "aevb", *two], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch") == 2  # one of them speaks
+    assert cli.main(one) == 0
+    pairs = zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True)
+    for alone, together in pairs:
+        for key in alone.keys() - {"seconds"}:
+            assert together[key] == pytest.approx(alone[key], rel=1e-4, abs=1e-4)
+    assert runs.load(tmp_path / "two")

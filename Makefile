@@ -72,7 +72,7 @@ repository: $(SITE)/.made ## point everything at another home: URL=https://githu
 
 benchmark: $(FULL)/.made ## speed, beside what people use instead, and the page that shows it
 	@for script in benchmarks/[a-z]*.py; do \
-		echo "$$script"; PYTHONPATH=. $(FULL)/bin/python $$script || exit 1; done
+		echo "$$script"; PYTHONPATH=.:$$PYTHONPATH $(FULL)/bin/python $$script || exit 1; done
 	@$(FULL)/bin/python -m tools.speed
 
 clean: ## remove what was built (the environments stay)

@@ -70,9 +70,10 @@ weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (
 repository: $(SITE)/.made ## point everything at another home: URL=https://github.com/you/fork
 	@$(SITE)/bin/python -m tools.repository $(URL) $(BRANCH)
 
-benchmark: $(FULL)/.made ## speed, beside what people use instead
+benchmark: $(FULL)/.made ## speed, beside what people use instead, and the page that shows it
 	@for script in benchmarks/[a-z]*.py; do \
-		echo "$$script"; PYTHONPATH=. $(FULL)/bin/python $$script || exit 1; done
+		echo "$$script"; PYTHONPATH=.:$$PYTHONPATH $(FULL)/bin/python $$script || exit 1; done
+	@$(FULL)/bin/python -m tools.speed
 
 clean: ## remove what was built (the environments stay)
 	rm -rf _build .pytest_cache .ruff_cache

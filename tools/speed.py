@@ -1,6 +1,6 @@
 """The page "Speed", made from what the benchmarks wrote.
 
-    python -m tools.speed          # part of make renumber
+    python -m tools.speed          # part of make benchmark and make renumber
 
 Every number comes from a JSON file in `benchmarks/`, which `make benchmark` writes
 anew; none is typed into the page.  A benchmark that has not run is left out.  The page
@@ -37,9 +37,8 @@ LOW = ", bfloat16"
 HEAD = """# Speed
 
 How fast [`aevb.fit`](api.md) trains, beside what people use instead. The page is
-generated: `make benchmark` runs the scripts in `benchmarks/` and writes their JSON
-files, `make renumber` makes this page of them, and each table names the machine that
-its numbers come from.
+generated: `make benchmark` runs the scripts in `benchmarks/`, which write JSON files,
+and makes this page of them. Each table names the machine that its numbers come from.
 
 ## What may be compared
 
@@ -75,8 +74,9 @@ TARGET = """## Seconds to a given ELBO
 `plain` trained for {epochs} epochs in batches of {batch} at a learning rate of {lr}.
 The ELBO of the test images at the end is the target, {target} nats. The others trained
 until the end of the epoch that reached it; seconds are those of training alone.
-`aevb` could choose its own settings, and took {ours_epochs} epochs at a learning rate
-of {ours_lr} that falls in the second half; the others have the settings of `plain`.
+`aevb` could choose its own settings: a decoder that starts at the mean of the data, and
+{ours_epochs} epochs at a learning rate of {ours_lr} that falls in the second half. The
+others have the settings of `plain`.
 """
 MODELS = """## The other models
 

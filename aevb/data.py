@@ -447,6 +447,7 @@ class Batches:
         TypeError: another kind of source, or no tensors in it.
         ValueError: an empty source, tensors of unequal length or of another number
             than ``inputs``, batch_size < 1, or labels that are missing.
+        MemoryError: the device has no room for the tensors.
 
     Example:
         >>> [len(x) for (x,) in Batches(torch.zeros(5, 2), batch_size=2)]
@@ -492,7 +493,14 @@ class Batches:
         if shuffle and isinstance(source, Examples) and source.redraw is not None:
             self.redraw = source.redraw
             parts[0] = source.raw
-        self.parts = [part.to(device) for part in parts]
+        try:
+            self.parts = [part.to(self.device) for part in parts]
+        except torch.OutOfMemoryError as error:
+            size = sum(part.nbytes for part in parts) / 2**30
+            raise MemoryError(
+                f"the data are {size:.1f} GiB, for which {self.device} has no room; a"
+                " DataLoader's batches are moved there one at a time"
+            ) from error
         self.num_examples = len(parts[0])
 
     def _check_parts(self, parts: list) -> None:

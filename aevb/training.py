@@ -476,7 +476,12 @@ class _Run:
         """An error to raise in place of one that torch words for its developers."""
         reason = str(error).partition("\n")[0]
         where = f"at step {self.step + 1}"
-        if isinstance(error, RuntimeError) and "DataLoader worker" in reason:
+        broken_off = isinstance(
+            error, (ConnectionResetError, BrokenPipeError, EOFError)
+        )
+        if (broken_off and getattr(self.batches.loader, "num_workers", 0)) or (
+            isinstance(error, RuntimeError) and "DataLoader worker" in reason
+        ):
             return RuntimeError(
                 f"fit: a worker of the DataLoader was killed {where} ({reason}). Often"
                 " the machine ran out of memory: try fewer workers (num_workers) or"

@@ -12,10 +12,16 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from PIL import Image
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    TensorDataset,
+    default_collate,
+)
 from torchvision import datasets
 
-from aevb import data
+from aevb import data, fit, models
 from aevb.data import Batches, Examples
 
 UNREACHABLE = "http://127.0.0.1:9/"  # the discard port: refused at once
@@ -505,6 +511,119 @@ def test_noise_is_redrawn_in_training_and_fixed_otherwise():
     levels = [x.mul(256).floor().sum() for x in (one, two, train.x)]
     assert abs(levels[0] - levels[1]) / levels[2] < 1e-4  # the same images …
     assert not torch.equal(one.sum(1).sort().values, two.sum(1).sort().values)  # … anew
+
+
+# --- data that do not fit: a DataLoader -----------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty digits as files, in a folder for each class."""
+    train, _ = data.digits("grey")
+    for i, (x, y) in enumerate(zip(train.x[:40], train.y[:40], strict=True)):
+        place = tmp_path / "images" / str(y.item())
+        place.mkdir(parents=True, exist_ok=True)
+        image = x.mul(255).round().byte().view(28, 28).numpy()
+        Image.fromarray(image).save(place / f"{i}.png")
+    return tmp_path / "images"
+
+
+def flat(image) -> torch.Tensor:
+    """A file's grey values: (784,)."""
+    return torch.from_numpy(np.array(image.convert("L"))).flatten() / 255
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_of_images(folder, workers):
+    """Every image once, with its class, in another order each time."""
+    images = datasets.ImageFolder(folder, transform=flat)
+    loader = DataLoader(images, batch_size=16, shuffle=True, num_workers=workers)
+    batches = Batches(loader, inputs=("x", "y"))
+    assert len(batches) == 3 and batches.num_examples == 40
+    passes = [list(batches) for _ in range(2)]
+    for found in passes:
+        assert [len(x) for x, _ in found] == [16, 16, 8]
+        x, y = map(torch.cat, zip(*found, strict=True))
+        given = {
+            flat(img).numpy().tobytes(): int(img_class)
+            for img, img_class in (
+                (Image.open(path), Path(path).parent.name) for path, _ in images.samples
+            )
+        }
+        assert {v.numpy().tobytes(): int(c) for v, c in zip(x, y, strict=True)} == given
+    assert not torch.equal(passes[0][0][0], passes[1][0][0])
+
+
+def test_fit_on_a_folder_of_images_is_fit_on_its_tensors(folder, tmp_path):
+    """Also where it is stopped and goes on."""
+    images = datasets.ImageFolder(folder, transform=flat)
+    tensors = TensorDataset(
+        *(
+            torch.stack(part)
+            for part in zip(*((x, torch.tensor(y)) for x, y in images), strict=True)
+        )
+    )
+
+    def train(examples, epochs=4, **files):
+        torch.manual_seed(0)
+        model = models.ConditionalVAE(latent_dim=2, hidden=(8,))
+        loader = DataLoader(examples, batch_size=16, shuffle=True, num_workers=1)
+        options = {"epochs": epochs, "progress": False, "device": "cpu"} | files
+        return fit(model, loader, **options).train_elbo
+
+    def stop(model):
+        if path.exists():
+            raise KeyboardInterrupt
+        return {}
+
+    path = tmp_path / "run.pt"
+    expected = train(tensors)
+    assert expected == sorted(expected) and train(images) == expected
+    with pytest.raises(KeyboardInterrupt):
+        train(images, checkpoint=path, record=stop)
+    assert train(images, checkpoint=path, resume=True) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("size", [5, None])
+def test_a_process_loads_its_part_of_each_batch_alone(workers, size):
+    """The parts of two processes, side by side, are the batches of one."""
+    examples = TensorDataset(X if size else X.reshape(2, 5, 2))
+    loaders = [
+        DataLoader(
+            examples,
+            batch_size=size,
+            shuffle=True,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(0),
+            collate_fn=Loaded() if size else None,
+        )
+        for _ in range(3)
+    ]
+    first, second = (lambda n: slice(0, n // 2)), (lambda n: slice(n // 2, n))
+    whole, *parts = (
+        Batches(loader, part=part)
+        for loader, part in zip(loaders, (None, first, second), strict=True)
+    )
+    assert [batches.generators for batches in parts] == [
+        [loader.generator] for loader in loaders[1:]
+    ]
+    for _ in range(2):
+        for (x,), (one,), (two,) in zip(whole, *parts, strict=True):
+            assert torch.equal(x, torch.cat([one, two])) and len(one) == 2
+            assert [batches.total for batches in (whole, *parts)] == [5] * 3
+    if size and not workers:  # once to check the first example, then two passes
+        assert [loader.collate_fn.count for loader in loaders] == [21, 9, 13]
+
+
+class Loaded:
+    """Collates, and counts the examples."""
+
+    count = 0
+
+    def __call__(self, examples):
+        self.count += len(examples)
+        return default_collate(examples)
 
 
 class Stream(IterableDataset):

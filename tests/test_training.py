@@ -1,14 +1,24 @@
 """Tests of aevb/training.py: the loop, its reproducibility, and what can go wrong."""
 
 import functools
+import gc
 import math
 import os
+import resource
+import signal
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    TensorDataset,
+    get_worker_info,
+)
 
 from aevb import data, estimators, evaluation, fit, models, training
 from aevb.model import ElboTerms
@@ -214,6 +224,46 @@ def test_same_seed_same_history_to_the_last_digit(source):
     assert one["train_elbo"] != other["train_elbo"]
 
 
+@pytest.mark.parametrize(
+    "kind, train, expected",
+    [
+        ("fa", FA_TRAIN, [-42.4014694, -37.9049855, -38.9427170]),
+        ("vae", IMAGES, [-0.6140779, 1.5783366, 3.1868495]),
+        ("vae", SOURCES["loader"], [-0.6464190, 1.5689465]),
+    ],
+)
+def test_histories_of_the_past(kind, train, expected):
+    """What the numbers of the chapters rest on: the order of all random draws."""
+    history = run(new(kind), train, epochs=len(expected))
+    assert history.train_elbo == pytest.approx(expected, rel=1e-4)
+
+
+def test_workers_of_a_loader_give_the_same_history():
+    """However many load the examples, and also where each draws something itself."""
+    examples = TensorDataset(IMAGES.x)
+    histories = [
+        run(new("vae"), DataLoader(examples, 50, shuffle=True, num_workers=n), epochs=2)
+        for n in (0, 1, 2)
+    ]
+    assert columns(histories[0]) == columns(histories[1]) == columns(histories[2])
+    noisy = Noisy()
+    histories = [
+        run(new("vae"), DataLoader(noisy, 50, shuffle=True, num_workers=2), epochs=2)
+        for _ in range(2)
+    ]
+    assert columns(histories[0]) == columns(histories[1])
+
+
+class Noisy(Dataset):
+    """Draws for every example, as augmentations do."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return IMAGES.x[index] * torch.rand(())
+
+
 def test_how_often_it_looks_does_not_change_what_it_learns():
     runs = [new("vae"), new("vae")]
     run(runs[0], IMAGES, epochs=4, every=4)
@@ -336,6 +386,33 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(
         assert same(values(resumed), values(straight))
 
 
+@pytest.mark.parametrize("options", [{"epochs": 4}, {"steps": 10, "every": 2}])
+@pytest.mark.parametrize("owner", ["loader", "sampler", "batch sampler"])
+def test_a_loader_with_a_generator_of_its_own_goes_on_with_it(owner, options, tmp_path):
+    """Each program makes its loader anew, with the same seed."""
+
+    def loader():
+        generator, examples = torch.Generator().manual_seed(7), TensorDataset(IMAGES.x)
+        if owner == "loader":
+            return DataLoader(examples, 50, shuffle=True, generator=generator)
+        sampler = RandomSampler(examples, generator=generator)
+        if owner == "sampler":
+            return DataLoader(examples, 50, sampler=sampler)
+        batches = BatchSampler(sampler, 50, drop_last=False)
+        return DataLoader(examples, batch_sampler=batches)
+
+    straight = new("vae")
+    history = run(straight, loader(), record=lambda model: {}, **options)
+    for stop in (3, 4):
+        stopped, resumed = new("vae"), new("vae", seed=99)
+        files = {"checkpoint": tmp_path / f"{stop}.pt"} | options
+        with pytest.raises(Stop):
+            run(stopped, loader(), record=stop_at(stop), **files)
+        again = run(resumed, loader(), record=lambda model: {}, resume=True, **files)
+        assert columns(again) == columns(history)
+        assert same(values(resumed), values(straight))
+
+
 def test_stopped_within_a_step_and_resumed(tmp_path):
     """The evaluations so far are kept; what came after them is done again."""
     path, calls = tmp_path / "run.pt", []
@@ -392,6 +469,10 @@ def test_without_resume_a_checkpoint_is_written_anew(tmp_path):
         ({"schedule": "cosine"}, "schedule is 'cosine', and .* with 'constant'"),
         ({"estimator": estimators.fully_sampled}, "estimator is 'fully_sampled', and"),
         ({"train": FA_TRAIN[:100]}, "examples is 100, and .* with 250"),
+        (
+            {"estimator": functools.partial(estimators.analytic_kl, num_samples=5)},
+            r"estimator is 'analytic_kl\(num_samples=5\)', and",
+        ),
     ],
 )
 def test_resume_with_other_settings_is_refused(change, message, tmp_path):
@@ -421,6 +502,20 @@ def test_a_numpy_learning_rate_can_be_resumed(tmp_path):
     options = {"epochs": 1, "lr": np.float64(1e-3), "checkpoint": path}
     run(new(), FA_TRAIN, **options)
     assert run(new(), FA_TRAIN, resume=True, **options).epoch == [1]
+
+
+def test_an_estimators_options_are_part_of_its_name():
+    """And addresses in memory are not, which differ in each program."""
+    partial = functools.partial
+    options = {"kl": "sampled", "temperature": 0.5}
+    relaxed = partial(estimators.gumbel_softmax, **options)
+    assert training._name(relaxed) == "gumbel_softmax(kl='sampled', temperature=0.5)"
+    twice = partial(partial(fixed_noise), None, seed=len)
+    assert training._name(twice) == "fixed_noise(None, seed=len)"
+    with_object = partial(fixed_noise, seed=object(), g=torch.Generator())
+    name = "fixed_noise(g=<torch._C.Generator object>, seed=<object object>)"
+    assert training._name(with_object) == name
+    assert training._name(Noisy()) == "Noisy"
 
 
 class Malicious:
@@ -479,11 +574,150 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_training_goes_on(
     assert same(values(again), values(model))
 
 
+def test_a_disk_that_is_full_in_earnest(tmp_path, capsys):
+    """The system refuses to write more than some bytes to a file."""
+    path, limits = tmp_path / "run.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    run(new("vae"), IMAGES, epochs=1, checkpoint=path)
+    before = path.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        history = run(new("vae"), IMAGES, epochs=2, checkpoint=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert history.epoch == [1, 2]
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.pt"]
+    assert "could not write the checkpoint" in capsys.readouterr().out
+
+
 def test_a_checkpoint_that_cannot_be_written_at_all(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     path = tmp_path / "file" / "run.pt"
     assert run(new(), FA_TRAIN, epochs=1, checkpoint=path).epoch == [1]
     assert "could not write the checkpoint" in capsys.readouterr().out
+
+
+# --- training that stops early ---
+
+
+def interrupted(step, error):
+    """An estimator that fails in the given step."""
+    calls = []
+
+    def estimator(model, x):
+        calls.append(None)
+        if len(calls) == step:
+            raise error
+        return model.elbo(x)
+
+    return estimator
+
+
+def train_and_fail(error, tmp_path, step=13, **options):
+    """The error that comes out, the model, and what it was at the last evaluation."""
+    model, good = new(), {}
+    settings = {"epochs": 5, "checkpoint": tmp_path / "run.pt"} | options
+    with pytest.raises(BaseException) as caught:
+        run(
+            model,
+            FA_TRAIN,
+            estimator=interrupted(step, error),
+            record=lambda model: good.update(values(model)) or {},
+            **settings,
+        )
+    assert not model.training and same(values(model), good)
+    return caught.value
+
+
+def test_an_interrupted_training_is_put_back_and_says_how_to_go_on(tmp_path):
+    error = train_and_fail(KeyboardInterrupt(), tmp_path)
+    assert type(error) is KeyboardInterrupt and error.history.step == [5, 10]
+    (note,) = error.__notes__
+    assert "the model is as it was after step 10" in note
+    assert f"fit(..., checkpoint='{tmp_path / 'run.pt'}', resume=True)" in note
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 10
+
+
+def test_an_interrupted_training_without_a_checkpoint(tmp_path):
+    error = train_and_fail(KeyboardInterrupt(), tmp_path, checkpoint=None)
+    (note,) = error.__notes__
+    assert "after step 10" in note and "``history``" in note and "resume" not in note
+
+
+def test_any_other_error_comes_out_as_it_is(tmp_path):
+    error = train_and_fail(Stop("mine"), tmp_path)
+    assert type(error) is Stop and not hasattr(error, "__notes__")
+    assert error.history.step == [5, 10]
+
+
+def real_lack_of_memory():
+    try:
+        torch.empty(2**55)
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        real_lack_of_memory(),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_out_of_memory_says_what_to_try(error, tmp_path):
+    found = train_and_fail(error, tmp_path)
+    assert type(found) is MemoryError
+    for part in ("out of memory on cpu at step 13", "batches of 50", "batch_size"):
+        assert part in str(found)
+    assert str(error).partition("\n")[0] in str(found) and "\n" not in str(found)
+    assert "resume=True" in found.__notes__[0]
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 10
+
+
+def test_data_for_which_the_device_has_no_room(monkeypatch):
+    def full(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    x = torch.zeros(2**18, 3).expand(-1, 3)
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(MemoryError, match="no room; a DataLoader's batches"):
+        data.Batches(x)
+
+
+class Fatal(Dataset):
+    """Its seventieth example ends the process that loads it."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        if index == 70 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FA_TRAIN.x[index]
+
+
+# If it dies while it passes a batch on, the loader leaves a socket open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_worker_of_a_loader_is_named(tmp_path):
+    loader, model = DataLoader(Fatal(), batch_size=10, num_workers=2), new()
+    before, path = values(model), tmp_path / "run.pt"
+    with pytest.raises(RuntimeError, match=r"worker of the DataLoader was kill.*fewer"):
+        run(model, loader, epochs=2, checkpoint=path)
+    assert same(values(model), before) and not path.exists()
+    gc.collect()
+
+
+class Broken(Fatal):
+    def __getitem__(self, index):
+        return {70: None}.get(index, FA_TRAIN.x[index]) / 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_data_set_is_passed_on(workers):
+    loader = DataLoader(Broken(), batch_size=10, num_workers=workers)
+    with pytest.raises(TypeError, match="NoneType"):
+        run(new(), loader, epochs=1)
 
 
 # --- update ---
@@ -764,6 +998,20 @@ def test_data_are_checked_before_anything_happens(part, x, error, message, tmp_p
 # --- devices and bars ---
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_happens(monkeypatch):
+    model = new()
+    before = values(model)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device, named in (("cuda:3", "cuda:3"), ("cuda", "cuda"), ("gpu", "gpu")):
+        message = rf"device is '{named}'; expected one of \('cpu',\), which this mach"
+        with pytest.raises(ValueError, match=message):
+            run(model, "not even looked at", epochs=1, device=device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"one of \('cpu', 'cuda:0', 'cuda:1'\)"):
+        run(model, FA_TRAIN, epochs=1, device="cuda:2")
+    assert same(values(model), before)
+
+
 def test_device_is_given_or_found(monkeypatch):
     assert training.choose_device("meta").type == "meta"
     monkeypatch.setenv("AEVB_DEVICE", "meta")
@@ -780,6 +1028,18 @@ def test_progress_bar(capsys):
     run(new(), FA_TRAIN, epochs=1, progress=False)
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_report_sees_the_history_once_the_checkpoint_is_written(tmp_path):
+    seen, path = [], tmp_path / "run.pt"
+
+    def report(history):
+        saved = torch.load(path, weights_only=True)["history"]
+        assert saved == history
+        seen.append(list(history.step))
+
+    run(new(), FA_TRAIN, epochs=3, checkpoint=path, report=report)
+    assert seen == [[5], [5, 10], [5, 10, 15]]
 
 
 def test_model_is_left_in_evaluation_mode():

@@ -161,6 +161,8 @@ def test_what_is_not_there_is_left_out():
 def test_costs_are_those_of_the_stamps():
     text = "\n".join(results.costs(SOURCES))
     for path in c.chapters():
-        stamp = json.loads(path.read_text(encoding="utf-8"))["metadata"]["aevb"]
+        stamp = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("aevb")
+        if not stamp:
+            continue  # not run yet, as test_freshness says
         line = next(x for x in text.splitlines() if f"({path.name})" in x)
         assert results.duration(stamp["seconds"]) in line and stamp["date"] in line

@@ -374,6 +374,6 @@ def test_a_checkpoint_of_another_recipe_is_not_taken(tmp_path, monkeypatch):
 def test_a_recipe_may_start_at_the_mean(tmp_path):
     recipe = pretrain.RECIPES["vae-binarised"] | {"start_at": "mean"}
     model, _ = pretrain.train("vae-binarised", recipe, tmp_path)
-    train, _ = pretrain.data_of(recipe, bundled=True)
+    train, _ = runs.examples(recipe, bundled=True)
     expected = torch.logit(train.x.mean(0), eps=1e-3)
     assert (model.generative[-1].logits.bias - expected).abs().max() < 0.1

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -462,26 +463,24 @@ class _Run:
             yield
             return
         except BaseException as error:
-            self.put_back()
-            clearer = self.clearer(error)
-            (clearer or error).history = self.history
-            if isinstance(error, (KeyboardInterrupt, MemoryError)) or clearer:
-                (clearer or error).add_note(self.where(checkpoint))
+            with _undisturbed():
+                self.put_back()
+                clearer = self.clearer(error)
+                shown = clearer or error
+                shown.history = self.history
+                if clearer or isinstance(error, KeyboardInterrupt):
+                    shown.add_note(self.where(checkpoint))
+                if clearer:  # free what the frames hold, a loader's workers among it
+                    traceback.clear_frames(error.__traceback__)
             if clearer is None:
                 raise
-            traceback.clear_frames(error.__traceback__)  # frees what they hold
         raise clearer from None
 
     def clearer(self, error: BaseException) -> Exception | None:
         """An error to raise in place of one that torch words for its developers."""
         reason = str(error).partition("\n")[0]
         where = f"at step {self.step + 1}"
-        broken_off = isinstance(
-            error, (ConnectionResetError, BrokenPipeError, EOFError)
-        )
-        if (broken_off and getattr(self.batches.loader, "num_workers", 0)) or (
-            isinstance(error, RuntimeError) and "DataLoader worker" in reason
-        ):
+        if self.worker_was_killed(error):
             return RuntimeError(
                 f"fit: a worker of the DataLoader was killed {where} ({reason}). Often"
                 " the machine ran out of memory: try fewer workers (num_workers) or"
@@ -498,6 +497,20 @@ class _Run:
                 " the data off the device"
             )
         return None
+
+    def worker_was_killed(self, error: BaseException) -> bool:
+        """Whether a worker of the loader has died: its end shows in many errors."""
+        workers = getattr(self.batches.loader, "num_workers", 0)
+        if not workers or not isinstance(error, Exception):
+            return False
+        if "DataLoader worker (pid" in str(error):
+            return True
+        time.sleep(0.1)  # until the system knows
+        try:
+            torch._C._error_if_any_worker_fails()
+        except RuntimeError:
+            return True
+        return False
 
     def where(self, checkpoint: str | os.PathLike | None) -> str:
         """What is left of a training that was stopped."""
@@ -562,6 +575,24 @@ class _Run:
                 next(self.iterator)
         self.set_random(state["random"])
         self.keep()
+
+
+@contextmanager
+def _undisturbed():
+    """A context without the signal by which torch reports the end of a worker.
+
+    It raises an error wherever the program is, which can leave a lock held for ever
+    while the other workers are sent home.
+    """
+    try:
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except (AttributeError, ValueError):  # Windows; not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def _read_checkpoint(path: str | os.PathLike) -> dict:

@@ -709,15 +709,24 @@ def test_a_killed_worker_of_a_loader_is_named(tmp_path):
 
 
 class Broken(Fatal):
+    """Its seventieth example cannot be read."""
+
+    def __init__(self, error):
+        self.error = error
+
     def __getitem__(self, index):
-        return {70: None}.get(index, FA_TRAIN.x[index]) / 1
+        if index == 70:
+            raise self.error("this file is no image")
+        return FA_TRAIN.x[index]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_data_set_is_passed_on(workers):
-    loader = DataLoader(Broken(), batch_size=10, num_workers=workers)
-    with pytest.raises(TypeError, match="NoneType"):
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_an_error_in_a_data_set_is_passed_on(workers, error):
+    loader = DataLoader(Broken(error), batch_size=10, num_workers=workers)
+    with pytest.raises(error, match="this file is no image") as caught:
         run(new(), loader, epochs=1)
+    assert "killed" not in str(caught.value)
 
 
 # --- update ---

@@ -112,16 +112,19 @@ def elbo(
     return _estimate(terms(model, data, num_samples, seed).elbo)
 
 
-def _log_mean(draw: Callable[..., Tensor], num_samples: int) -> Tensor:
+def _log_mean(
+    draw: Callable[..., Tensor], num_samples: int, at_a_time: int = 100
+) -> Tensor:
     """log (1/K) Σ_k exp(w_k) of K logarithms w_k (K, B), without all of them: (B,).
 
     Args:
         draw: ``draw(num_samples=k)`` gives k of them, (k, B).
         num_samples: K.
+        at_a_time: the most draws that are held in memory.
     """
     total, left = None, num_samples
     while left:
-        count = min(left, 20)  # 20 x 100 x D numbers at a time stay in the cache
+        count = min(left, at_a_time)
         part = draw(num_samples=count).double().logsumexp(0)
         total = part if total is None else torch.logaddexp(total, part)
         left -= count
@@ -159,7 +162,8 @@ def log_likelihood(
         batches = _batches(model, data, examples)
         for batch in progress(batches) if progress else batches:
             draw = partial(model.log_weights, *batch, generator=generator)
-            values.append(_log_mean(draw, num_samples))
+            # 20 x 100 x D numbers stay in the processor's cache
+            values.append(_log_mean(draw, num_samples, at_a_time=20))
     return _estimate(torch.cat(values))
 
 

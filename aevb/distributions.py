@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import singledispatch
@@ -22,7 +22,7 @@ from torch.distributions import (
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.nn import functional as F
 
-from aevb.randomness import seed_device
+from aevb.randomness import preserved, seed_device
 
 # Below this size of the logit, Taylor series replace closed forms that cancel; at
 # 0.5 the series are off by less than 1e-11 and the closed forms by rounding alone.
@@ -58,10 +58,25 @@ def _mean(logits: Tensor) -> Tensor:
     return torch.where(small, 0.5 + inner * odd, closed)
 
 
-class _LogDensity(torch.autograd.Function):
-    """log p(x | ℓ) with the exact gradient (x - mean) in ℓ, and ℓ in x."""
+class _InLogit(torch.autograd.Function):
+    """log p(x | ℓ) with natural parameter ℓ: the gradient is x - mean in ℓ, ℓ in x."""
 
     generate_vmap_rule = True  # torch.func may map over it
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def gradients(ctx, grad: Tensor, mean: Callable[[Tensor], Tensor]):
+        value, logits = ctx.saved_tensors
+        d_value = grad * logits if ctx.needs_input_grad[0] else None
+        d_logits = grad * (value - mean(logits)) if ctx.needs_input_grad[1] else None
+        return d_value, d_logits
+
+
+class _LogDensity(_InLogit):
+    """Of the continuous Bernoulli."""
 
     @staticmethod
     def forward(value: Tensor, logits: Tensor) -> Tensor:
@@ -69,15 +84,8 @@ class _LogDensity(torch.autograd.Function):
         return (value - (logits > 0).to(value.dtype)) * logits - _log_normalizer(logits)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
     def backward(ctx, grad: Tensor):
-        value, logits = ctx.saved_tensors
-        d_value = grad * logits if ctx.needs_input_grad[0] else None
-        d_logits = grad * (value - _mean(logits)) if ctx.needs_input_grad[1] else None
-        return d_value, d_logits
+        return _InLogit.gradients(ctx, grad, _mean)
 
 
 class ContinuousBernoulli(Distribution):
@@ -208,27 +216,16 @@ def _cubic(x: Tensor, c0, c1, c2, c3) -> Tensor:
     return c0 + x * (c1 + x * (c2 + x * c3))
 
 
-class _LogProbability(torch.autograd.Function):
-    """log p(x | ℓ) = x ℓ - softplus(ℓ), with the gradient x - sigmoid(ℓ) in one go."""
-
-    generate_vmap_rule = True  # torch.func may map over it
+class _LogProbability(_InLogit):
+    """Of the Bernoulli: x ℓ - softplus(ℓ)."""
 
     @staticmethod
     def forward(value: Tensor, logits: Tensor) -> Tensor:
         return value * logits - F.softplus(logits)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
     def backward(ctx, grad: Tensor):
-        value, logits = ctx.saved_tensors
-        d_value = grad * logits if ctx.needs_input_grad[0] else None
-        d_logits = None
-        if ctx.needs_input_grad[1]:
-            d_logits = (value - torch.sigmoid(logits)) * grad
-        return d_value, d_logits
+        return _InLogit.gradients(ctx, grad, torch.sigmoid)
 
 
 class Bernoulli(torch.distributions.Bernoulli):
@@ -323,7 +320,7 @@ def _seeded_by(generator: torch.Generator) -> Iterator[None]:
     """The global random state seeded by a draw from ``generator``, then put back."""
     device = generator.device
     seed = torch.randint(2**62, (), device=device, generator=generator).item()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with preserved(device):
         seed_device(seed, device)
         yield
 

@@ -287,3 +287,12 @@ def bare_code(code: str) -> str:
     for start, end in reversed(comments(code)):
         code = code[:start] + code[end:]
     return "\n".join(line.rstrip() for line in code.splitlines() if line.strip())
+
+
+def store_page(name: str, text: str) -> int:
+    """Write a generated page of `book/` where it has changed, and say so; returns 0."""
+    path = ROOT / "book" / name
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} is made anew")
+    return 0

@@ -112,12 +112,7 @@ def page(root: Path = c.ROOT) -> str:
 
 
 def main() -> int:
-    path = c.ROOT / "book" / "references.md"
-    text = page()
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-        print(f"{path.relative_to(c.ROOT)} is made anew")
-    return 0
+    return c.store_page("references.md", page())
 
 
 if __name__ == "__main__":

@@ -471,12 +471,7 @@ def unwrapped(text: str) -> str:
 
 
 def main() -> int:
-    path = c.ROOT / "book" / "results.md"
-    made = page()
-    if not path.exists() or path.read_text(encoding="utf-8") != made:
-        path.write_text(made, encoding="utf-8")
-        print(f"{path.relative_to(c.ROOT)} is made anew")
-    return 0
+    return c.store_page("results.md", page())
 
 
 if __name__ == "__main__":

@@ -273,12 +273,7 @@ def checksum(report: dict) -> str:
 
 
 def main() -> int:
-    path = c.ROOT / "book" / "speed.md"
-    made = page()
-    if not path.exists() or path.read_text(encoding="utf-8") != made:
-        path.write_text(made, encoding="utf-8")
-        print(f"{path.relative_to(c.ROOT)} is made anew")
-    return 0
+    return c.store_page("speed.md", page())
 
 
 if __name__ == "__main__":

@@ -62,8 +62,7 @@ class VAE(LatentVariableModel):
 
     Raises:
         ValueError: unknown likelihood or activation; ``encoders`` other than 1 or 2; a
-            size < 1;
-            ``dropout`` outside [0, 1).
+            size < 1; ``dropout`` outside [0, 1).
 
     Example:
         >>> model = VAE(latent_dim=2, hidden=(64,), likelihood="bernoulli")

@@ -340,7 +340,7 @@ def add_training_options(group: Any, name: str, model: Model) -> None:
         says = "what is maximised; the importance-weighted bound is the tighter one"
         option(group, "--bound", one_of("elbo", "importance-weighted"), says, "elbo")
     option(group, "--samples", whole(1, "K"), "draws of z for each example", 1)
-    says = "of the matrix products; bfloat16 is faster where the hardware has it"
+    says = "of the matrix products; bfloat16 where the hardware has it, which is faster"
     option(group, "--precision", one_of("float32", "bfloat16"), says, "float32")
     option(group, "--seed", SEED, "of the first weights, the order, the noise", 0)
 

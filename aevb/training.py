@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pickle
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -114,6 +115,41 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
 PRECISIONS = (None, "bfloat16")
 
 
+def choose_precision(precision: str | None, device: torch.device) -> str | None:
+    """``precision``, or None where the device has no products in bfloat16.
+
+    It would emulate them, several times as slowly as those in single precision. That it
+    takes single precision instead is logged, once.
+
+    Raises:
+        ValueError: no such precision.
+
+    Example:
+        >>> choose_precision(None, torch.device("cpu")) is None
+        True
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; expected one of {PRECISIONS}")
+    return precision if precision is None or _has_bfloat16(device) else None
+
+
+@cache
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 in hardware, as torch says."""
+    if device.type == "cuda":
+        has = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:  # an older torch does not say: taken for a no
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        has = any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if not has:
+        logging.getLogger(__name__).warning(
+            "%s has no matrix products in bfloat16: taking those of the parameters'"
+            " precision",
+            device,
+        )
+    return has
+
+
 def fit(
     model: LatentVariableModel,
     train,
@@ -189,9 +225,9 @@ def fit(
         device: see :func:`choose_device`.
         precision: of the matrix products of a training step: None, that of the
             parameters, or ``"bfloat16"``, 8 bits of each factor, which is up to twice
-            as fast where the processor has such products (AVX512_BF16, AMX, GPUs since
-            2020) and slower where it has not. Parameters, densities and every
-            evaluation keep the precision of the parameters.
+            as fast, where the device has such products (AVX512_BF16, AMX, GPUs since
+            2020); elsewhere None, see :func:`choose_precision`. Parameters, densities
+            and every evaluation keep the precision of the parameters.
         progress: show a progress bar.
         checkpoint: file that receives everything needed to go on, at each evaluation.
         resume: go on from ``checkpoint`` if it exists: the result is the same as
@@ -217,8 +253,7 @@ def fit(
     """
     device = choose_device(device)
     _check_arguments(epochs, steps, every, lr, schedule, kl_warmup, update)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; expected one of {PRECISIONS}")
+    precision = choose_precision(precision, device)
     if resume and checkpoint is None:
         raise ValueError("resume is True and checkpoint is None; expected a file")
     schedule = schedule if callable(schedule) else SCHEDULES[schedule]

@@ -280,7 +280,8 @@ def test_loop_layers_under_lower_precision():
     torch.testing.assert_close(bias.grad, torch.full((6,), 150.0))
 
 
-def test_lower_precision_trains_alike():
+def test_lower_precision_trains_alike(has_bfloat16):
+    has_bfloat16(True)
     x = data.rows(data.digits("binary")[0]).x[:200]
     curves = []
     for precision in (None, "bfloat16"):

@@ -798,7 +798,8 @@ def test_kl_warmup_raises_the_weight_from_0_to_1():
 # --- learning rates ---
 
 
-def test_products_in_bfloat16_change_little_and_nothing_outside_training():
+def test_products_in_bfloat16_change_little_and_nothing_outside_training(has_bfloat16):
+    has_bfloat16(True)
     x = (torch.rand(400, 20, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     settings = {"data_dim": 20, "latent_dim": 2, "hidden": (16,), "dropout": 0.0}
     scores = {}
@@ -814,6 +815,28 @@ def test_products_in_bfloat16_change_little_and_nothing_outside_training():
         scores[precision] = history.test_elbo[-1]
     assert scores[None] != scores["bfloat16"]
     assert abs(scores[None] - scores["bfloat16"]) < 0.05
+
+
+def test_without_products_in_bfloat16_single_precision_is_taken_and_said(
+    has_bfloat16, caplog
+):
+    has_bfloat16(False)
+    train, _ = data.factor_analysis(n=100)
+    histories = []
+    for precision in (None, "bfloat16", "bfloat16"):
+        torch.manual_seed(0)
+        model = models.FactorAnalysis()
+        history = fit(model, train, steps=3, precision=precision, progress=False)
+        histories.append(history.train_elbo)
+    assert histories[0] == histories[1] == histories[2]
+    (line,) = caplog.messages  # once
+    assert line.startswith("cpu has no matrix products in bfloat16")
+
+
+def test_a_torch_that_does_not_say_what_the_processor_has(has_bfloat16, monkeypatch):
+    has_bfloat16(True)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert training.choose_precision("bfloat16", torch.device("cpu")) is None
 
 
 def test_unknown_precision_is_refused():

@@ -35,6 +35,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aevb.model import check_count
+
 Redraw = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
@@ -362,8 +364,7 @@ def factor_analysis(
         >>> train.x[0]
         tensor([-0.4555, -0.3647,  0.9297])
     """
-    if n < 1:
-        raise ValueError(f"factor_analysis: n is {n}; expected at least 1")
+    check_count("n", n)
     loadings = np.asarray(loadings, dtype=np.float64)  # (D, L)
     noise = np.asarray(noise, dtype=np.float64)  # (D,)
     if loadings.ndim != 2 or noise.shape != loadings.shape[:1]:
@@ -398,8 +399,7 @@ def gaussian_mixture(
         >>> gaussian_mixture(100)[0].x.shape
         torch.Size([100, 2])
     """
-    if n < 1:
-        raise ValueError(f"gaussian_mixture: n is {n}; expected at least 1")
+    check_count("n", n)
     real = {"dtype": torch.float32}  # the same draws under any default dtype
     weights = torch.tensor([0.5, 0.3, 0.2], **real)
     means = torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.5, -2.5]], **real)  # (3, 2)
@@ -464,10 +464,7 @@ class Batches:
         check: Callable[..., None] | None = None,
         part: Callable[[int], slice] | None = None,
     ):
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f"batch_size is {batch_size!r}; expected a whole number, at least 1"
-            )
+        check_count("batch_size", batch_size)
         self.batch_size, self.shuffle = batch_size, shuffle
         self.device, self.inputs, self.part = torch.device(device), inputs, part
         self.total = 0

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal
 
+from aevb.model import check_count
+
 __all__ = [
     "FactorAnalysis",
     "FactorParameters",
@@ -229,7 +231,7 @@ def merge_components(responsibilities: Tensor, count: int) -> Tensor:
     from sklearn.cluster import SpectralClustering
 
     r = _observations(responsibilities)
-    _positive_int("count", count)
+    check_count("count", count)
     if (r < 0).any():
         raise ValueError("responsibilities hold a negative number")
     if count > r.shape[1]:
@@ -449,8 +451,8 @@ class _ExactEM:
         """
         x = _observations(x)
         self._check_size(x)
-        _positive_int("max_iterations", max_iterations)
-        _positive_int("restarts", restarts)
+        check_count("max_iterations", max_iterations)
+        check_count("restarts", restarts)
         if not (isinstance(tolerance, (int, float)) and tolerance >= 0):
             raise ValueError(f"tolerance is {tolerance!r}; expected a number >= 0")
         if init is not None:
@@ -544,7 +546,7 @@ class GaussianMixture(_ExactEM):
         covariance: str = "full",
         regularization: float = 1e-6,
     ) -> None:
-        _positive_int("num_components", num_components)
+        check_count("num_components", num_components)
         if covariance not in ("full", "diagonal"):
             raise ValueError(
                 f"covariance is {covariance!r}; expected 'full' or 'diagonal'"
@@ -665,7 +667,7 @@ class FactorAnalysis(_ExactEM):
         learn_mean: bool = False,
         regularization: float = 1e-6,
     ) -> None:
-        _positive_int("latent_dim", latent_dim)
+        check_count("latent_dim", latent_dim)
         _check_regularization(regularization)
         self.latent_dim = latent_dim
         self.learn_mean = learn_mean
@@ -773,11 +775,6 @@ def _observations(x: Any) -> Tensor:
     if bad:
         raise ValueError(f"x holds NaN or infinity in {bad} of its {len(x)} rows")
     return x
-
-
-def _positive_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; expected a whole number >= 1")
 
 
 def _check_regularization(value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -178,13 +179,13 @@ class LatentVariableModel(nn.Module):
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise unless ``count`` is at least 1.
+    """Raise unless ``count`` is a whole number, at least 1.
 
     Raises:
         ValueError: says what was given and what is expected.
     """
-    if count < 1:
-        raise ValueError(f"{name} is {count}; expected at least 1")
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ValueError(f"{name} is {count!r}; expected a whole number, at least 1")
 
 
 def check_network(hidden: Sequence[int], dropout: float, **sizes: int) -> None:
@@ -200,7 +201,7 @@ def check_network(hidden: Sequence[int], dropout: float, **sizes: int) -> None:
         >>> check_network((500, 500), 0.1, data_dim=784, latent_dim=0)
         Traceback (most recent call last):
         ...
-        ValueError: latent_dim is 0; expected at least 1
+        ValueError: latent_dim is 0; expected a whole number, at least 1
     """
     for name, size in sizes.items():
         check_count(name, size)

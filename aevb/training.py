@@ -21,7 +21,7 @@ from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 
 from aevb import evaluation
 from aevb.data import Batches
-from aevb.model import ElboTerms, LatentVariableModel
+from aevb.model import ElboTerms, LatentVariableModel, check_count
 from aevb.parallel import Processes
 from aevb.randomness import (
     WholeBatch,
@@ -316,10 +316,8 @@ def _check_arguments(epochs, steps, every, lr, schedule, kl_warmup, update) -> N
             f"epochs is {epochs} and steps is {steps}; expected one of them"
         )
     for name, number in (("epochs", epochs), ("steps", steps), ("every", every)):
-        if number is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(
-                f"{name} is {number!r}; expected a whole number, at least 1"
-            )
+        if number is not None:
+            check_count(name, number)
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr is {lr}; expected a positive number")
     if not callable(schedule) and schedule not in SCHEDULES:

@@ -405,7 +405,7 @@ def test_factor_analysis_with_other_parameters():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"n": 0}, "n is 0; expected at least 1"),
+        ({"n": 0}, "n is 0; expected a whole number, at least 1"),
         (
             {"loadings": [1.0, 2.0, 3.0]},
             r"loadings has shape \(3,\).*expected \(D, L\)",
@@ -431,7 +431,7 @@ def test_gaussian_mixture():
     for k in range(3):
         x = train.x[train.y == k]
         assert ((x.mean(0) - means[k]).abs() < 4 * x.std(0) / len(x) ** 0.5).all()
-    with pytest.raises(ValueError, match="n is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="n is 0; expected a whole number, at least 1"):
         data.gaussian_mixture(n=0)
 
 

@@ -175,7 +175,9 @@ def test_the_bound_is_checked_against_importance_weights():
 
 
 def test_value_check_refuses_no_samples():
-    with pytest.raises(ValueError, match="num_samples is 0; expected at least 1"):
+    with pytest.raises(
+        ValueError, match="num_samples is 0; expected a whole number, at least 1"
+    ):
         diagnostics.value_check(tiny_vae(), torch.randn(2, 4), num_samples=0)
 
 

@@ -464,7 +464,7 @@ def test_merge_components_limits():
     ("r", "count", "message"),
     [
         (torch.ones(3, 2), 3, "count is 3; expected at most 2 components"),
-        (torch.ones(3, 2), 0, "count is 0; expected a whole number >= 1"),
+        (torch.ones(3, 2), 0, "count is 0; expected a whole number, at least 1"),
         (-torch.ones(3, 2), 1, "negative"),
         (torch.ones(3), 1, "shape"),
     ],

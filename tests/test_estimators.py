@@ -162,7 +162,9 @@ def test_more_samples_lower_the_variance_and_keep_the_mean(small):
 @EACH
 def test_number_of_samples_is_checked(small, estimator):
     model, x = small
-    with pytest.raises(ValueError, match="num_samples is 0; expected at least 1"):
+    with pytest.raises(
+        ValueError, match="num_samples is 0; expected a whole number, at least 1"
+    ):
         estimator(model, x, num_samples=0)
 
 
@@ -386,7 +388,9 @@ def test_gradient_samples_leave_out_what_stands_still():
 
 def test_gradient_samples_checks_its_arguments(small):
     model, x = small
-    with pytest.raises(ValueError, match="draws is 0; expected at least 1"):
+    with pytest.raises(
+        ValueError, match="draws is 0; expected a whole number, at least 1"
+    ):
         gradient_samples(model, analytic_kl, x, 0)
     with pytest.raises(ValueError, match="update is 'theta'; expected one of"):
         gradient_samples(model, analytic_kl, x, 1, update="theta")
@@ -492,7 +496,7 @@ def test_categorical_kl_of_a_certain_class_is_finite():
     [
         ({"temperature": 0.0}, "temperature is 0.0; expected a positive number"),
         ({"kl": "exact"}, "kl is 'exact'; expected 'analytic' or 'sampled'"),
-        ({"num_samples": 0}, "num_samples is 0; expected at least 1"),
+        ({"num_samples": 0}, "num_samples is 0; expected a whole number, at least 1"),
     ],
 )
 def test_gumbel_softmax_checks_its_arguments(options, message):

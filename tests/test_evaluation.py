@@ -218,7 +218,9 @@ def test_progress_wraps_the_batches(model):
 
 @pytest.mark.parametrize("function", [evaluation.elbo, evaluation.log_likelihood])
 def test_unsuitable_arguments_are_refused(model, function):
-    with pytest.raises(ValueError, match="num_samples is 0; expected at least 1"):
+    with pytest.raises(
+        ValueError, match="num_samples is 0; expected a whole number, at least 1"
+    ):
         function(model, X, num_samples=0)
     with pytest.raises(ValueError, match="the data is empty"):
         function(model, X[:0])
@@ -600,9 +602,13 @@ def test_annealing_leaves_all_as_it_was():
 
 def test_annealing_refuses_what_it_cannot_do(model):
     for name in ("steps", "leapfrog", "chains"):
-        with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+        with pytest.raises(
+            ValueError, match=f"{name} is 0; expected a whole number, at least 1"
+        ):
             annealed_importance_sampling(model, X, **{name: 0})
-        with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+        with pytest.raises(
+            ValueError, match=f"{name} is 0; expected a whole number, at least 1"
+        ):
             bidirectional_monte_carlo(model, 5, **{name: 0})
     with pytest.raises(ValueError, match="start is 'q'; expected one of"):
         annealed_importance_sampling(model, X, start="q")

@@ -146,7 +146,9 @@ def test_evaluation_of_any_model():
 
 @pytest.mark.parametrize("function", ["elbo", "log_weights"])
 def test_number_of_samples_is_checked(function):
-    with pytest.raises(ValueError, match="num_samples is 0; expected at least 1"):
+    with pytest.raises(
+        ValueError, match="num_samples is 0; expected a whole number, at least 1"
+    ):
         getattr(Line(), function)(X, num_samples=0)
 
 

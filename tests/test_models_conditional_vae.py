@@ -307,9 +307,9 @@ def test_state_survives_a_round_trip_in_double_precision(tmp_path):
     [
         ({"condition": "y"}, r"condition is 'y'; expected one of \('both', 'prior', '"),
         ({"likelihood": "poisson"}, r"likelihood is 'poisson'; expected one of"),
-        ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
-        ({"latent_dim": 0}, "latent_dim is 0; expected at least 1"),
-        ({"data_dim": -2}, "data_dim is -2; expected at least 1"),
+        ({"num_classes": 0}, "num_classes is 0; expected a whole number, at least 1"),
+        ({"latent_dim": 0}, "latent_dim is 0; expected a whole number, at least 1"),
+        ({"data_dim": -2}, "data_dim is -2; expected a whole number, at least 1"),
         ({"hidden": ()}, r"hidden is \(\); expected at least one width"),
         ({"hidden": (5, 0)}, r"hidden is \(5, 0\); expected widths"),
         ({"dropout": 1.0}, "dropout is 1.0; expected at least 0, less than 1"),

@@ -236,8 +236,8 @@ def test_samples_have_the_marginal_covariance():
             {"posterior": "banded"},
             r"posterior is 'banded'; expected one of \('full', 'd",
         ),
-        ({"data_dim": 0}, "data_dim is 0; expected at least 1"),
-        ({"latent_dim": -1}, "latent_dim is -1; expected at least 1"),
+        ({"data_dim": 0}, "data_dim is 0; expected a whole number, at least 1"),
+        ({"latent_dim": -1}, "latent_dim is -1; expected a whole number, at least 1"),
     ],
 )
 def test_unknown_settings_are_refused(arguments, message):

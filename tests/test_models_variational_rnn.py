@@ -536,8 +536,8 @@ def test_impossible_lengths_are_refused(lengths, message):
     [
         ({"likelihood": "poisson"}, r"likelihood is 'poisson'; expected one of \('b"),
         ({"posterior": "future"}, r"posterior is 'future'; expected one of \('filt"),
-        ({"latent_dim": 0}, "latent_dim is 0; expected at least 1"),
-        ({"data_dim": 0}, "data_dim is 0; expected at least 1"),
+        ({"latent_dim": 0}, "latent_dim is 0; expected a whole number, at least 1"),
+        ({"data_dim": 0}, "data_dim is 0; expected a whole number, at least 1"),
         ({"hidden": ()}, r"hidden is \(\); expected at least one width"),
         ({"hidden": (5, 0)}, r"hidden is \(5, 0\); expected at least one width"),
         ({"recurrent": 256}, r"recurrent is 256; expected .* as in \(256,\)"),

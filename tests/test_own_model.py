@@ -288,7 +288,7 @@ def test_calibration_of_a_conditional_model():
 
 @pytest.mark.parametrize("arguments", [{"n": 0}, {"n": 1, "draws": 0}])
 def test_calibration_says_what_is_expected(own, arguments):
-    with pytest.raises(ValueError, match="is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="is 0; expected a whole number, at least 1"):
         diagnostics.calibration(make(own), **arguments)
 
 

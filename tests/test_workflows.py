@@ -11,13 +11,7 @@ from tools import conventions as c
 
 FOLDER = c.ROOT / ".github"
 WORKFLOWS = sorted((FOLDER / "workflows").glob("*.yml"))
-ACTIONS = {
-    "actions/checkout@v7",
-    "actions/setup-python@v7",
-    "actions/upload-pages-artifact@v5",
-    "actions/deploy-pages@v5",
-    "./.github/tell",
-}
+ACTION = re.compile(r"actions/[a-z-]+@v\d+|\./\.github/tell")  # GitHub's own, or ours
 AWAITED = {"pdf", "editions"}
 # Who may write what.
 WRITES = {
@@ -55,7 +49,7 @@ def test_job(workflow, name, job):
     writes = {k for k, v in job.get("permissions", {}).items() if v != "read"}
     assert writes == WRITES.get((workflow, name), set())
     for step in job["steps"]:
-        assert step.get("uses", "./.github/tell") in ACTIONS
+        assert "run" in step or ACTION.fullmatch(step["uses"])
         python = step.get("with", {}).get("python-version", "3.13")
         assert python in ("3.13", "${{ matrix.python }}")
     for python in job.get("strategy", {}).get("matrix", {}).get("python", []):

@@ -38,9 +38,10 @@ def pip(*arguments: str) -> int:
     return done.returncode
 
 
-def printed(cell: Any) -> str:
-    """All that a cell shows: what it prints, and the kind of everything else."""
-    return "".join(o.get("text", f"[{o.output_type}]\n") for o in cell.outputs)
+def shown(cell: Any, name: str = "") -> str:
+    """What a cell printed, or what it printed to the stream of that name."""
+    outputs = [o for o in cell.outputs if not name or o.get("name") == name]
+    return "".join(o.get("text", f"[{o.output_type}]\n") for o in outputs)
 
 
 def run(path: Path) -> str:
@@ -55,10 +56,10 @@ def run(path: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copy(path, folder))
         report, seconds = execute(copy, notebook, fast=True, alone=True)
-    lines = printed(again).splitlines()
-    if len(lines) != 1 or lines != printed(setup).splitlines()[-1:]:
-        raise Refused(f"its setup cell says, when it is run again: {printed(again)!r}")
-    place = Path(printed(last).strip()).parent
+    line = shown(again)
+    if line.count("\n") != 1 or not shown(setup, "stdout").endswith(line):
+        raise Refused(f"its setup cell says, when it is run again: {line!r}")
+    place = Path(shown(last).strip()).parent
     different = stamps.differences(stamp.get("fingerprint", {}), report["numbers"])
     numbers = "; ".join(different) or "the numbers are those stored"
     return f"{seconds:.0f} s with {place}; {numbers}"

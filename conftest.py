@@ -20,6 +20,14 @@ if "AEVB_DATA" in os.environ:
     os.environ["AEVB_DATA"] = str(Path(os.environ["AEVB_DATA"]).resolve())
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-chapter",
+        action="store_true",
+        help="where a few chapters stand for the others, take all of them",
+    )
+
+
 def pytest_collection_modifyitems(config, items):
     """Remove the reports of the notebooks that are about to run again."""
     if config.option.collectonly:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tools import conventions as c
-from tools import references, repository, stamps
+from tools import references, repository, rules, stamps
 
 HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}}
 SETUP_METADATA = HIDDEN | {
@@ -38,13 +39,6 @@ def white_square() -> str:
     return base64.b64encode(png).decode()
 
 
-def setup_code(home: repository.Home) -> str:
-    return (
-        "try:\n    import aevb\nexcept ModuleNotFoundError:\n"
-        f'    %pip install -q --no-deps "{home.package}"\n    import aevb\n'
-    )
-
-
 def chapter(path: Path, home: repository.Home, *, extra: str = "", code: str = "1 + 1"):
     """A chapter that obeys every rule; `extra` is one more cell of Markdown."""
     n, stem = c.chapter_of(path), path.stem
@@ -60,7 +54,7 @@ def chapter(path: Path, home: repository.Home, *, extra: str = "", code: str = "
             + "Some words, to fill the page with prose as a chapter does. "
             * 12
         ),
-        new_code_cell(setup_code(home), metadata=SETUP_METADATA),
+        new_code_cell(rules.INSTALL.format(home.package), metadata=SETUP_METADATA),
         new_markdown_cell(
             f"## {n}.1 What changed since the last model\n\n"
             "The evidence is bounded,\n\n"
@@ -173,6 +167,21 @@ def book(root: Path, *names: str) -> Path:
     (root / "README.md").write_text(f"The book: {home.url}\n")
     write_toc(root)
     return root
+
+
+def repository_of_this(folder: Path) -> Path:
+    """A Git repository of this folder as it is, whatever is committed here."""
+    copy = folder / "copy.git"
+
+    def git(*arguments: str) -> None:
+        command = ["git", f"--git-dir={copy}", f"--work-tree={c.ROOT}", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    git("init", f"--initial-branch={repository.home().branch}")
+    git("add", "--all", "--", ".", ":!.venv*")
+    author = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    git(*author, "commit", "--message=x", "--no-gpg-sign")
+    return copy
 
 
 def replace_in_cell(path: Path, index: int, old: str, new: str) -> None:

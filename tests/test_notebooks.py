@@ -95,6 +95,7 @@ def test_a_good_book_has_no_complaints(root):
         ("proportions", 4, "1 + 1", "1 + 1\n" * 30, "lines of code; at least"),
         ("colab", 0, "blob/main", "blob/other", "does not link"),
         ("colab", 2, "git+", "", "the setup cell, lacks"),
+        ("colab", 2, "--no-deps ", "", "the setup cell, lacks"),
         ("shown_source_is_checked", 4, "1 + 1", "source(one)", "nbval-check-output"),
     ],
 )
@@ -149,6 +150,22 @@ def test_metadata(root):
     found = complaints(root, "metadata")
     assert "'widgets'" in found
     assert "unknown tag 'raises-exception'" in found
+
+
+def test_accelerator(root):
+    def train(notebook):
+        notebook.cells[4].source = "train, _ = images()\nfit(model, train)"
+
+    edit(root, train)
+    assert 'is not "GPU"' in complaints(root, "accelerator")
+
+    def ask(notebook):
+        notebook.metadata |= {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
+
+    edit(root, ask)
+    assert not complaints(root, "accelerator")
+    change(root, 4, "fit(", "evaluate(")
+    assert "trains nothing on MNIST" in complaints(root, "accelerator")
 
 
 def test_size(root):

@@ -6,6 +6,7 @@ import made_up
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tools import conventions as c
 from tools import run_notebooks, stamps
 
 REPORT = """
@@ -122,6 +123,9 @@ def test_environment(tmp_path, monkeypatch):
     assert full["AEVB_DATA"] == str(tmp_path / "data")
     fast = run_notebooks.environment(tmp_path, fast=True)
     assert (fast["AEVB_FAST"], fast["AEVB_DEVICE"]) == ("1", "cpu")
+    assert str(c.ROOT) in fast["PYTHONPATH"]
+    alone = run_notebooks.environment(tmp_path, fast=True, alone=True)
+    assert set(fast) - set(alone) == {"PYTHONPATH", "AEVB_DATA"}
 
 
 def test_hash_of_code():

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import made_up
-import nbconvert
 import pytest
 
 from tools import conventions as c
@@ -239,22 +238,6 @@ def test_boxes_and_captions(second):
 
 def test_citation(second):
     assert 'href="references.html#kingma2014"' in second
-
-
-@pytest.mark.parametrize("template", ["lab", "classic"])
-def test_the_same_notebook_reads_in_nbconvert(tmp_path, template):
-    """As GitHub shows it: no trace of the names, every formula and number there."""
-    root = made_up.book(tmp_path / "a", "02-first")
-    exporter = nbconvert.HTMLExporter(template_name=template)
-    paths = [root / "book" / "02-first.ipynb", *c.chapters()]
-    for path in paths:
-        body, _ = exporter.from_filename(str(path))
-        visible = re.sub(r"(?s)<!--.*?-->|<(script|style).*?</\1>|<[^>]*>", "", body)
-        assert "&lt;!--" not in visible, f"{path.name} shows a comment"
-        for d in rules.Chapter(path, path.parents[1]).definitions:
-            if d.kind == "Equation":
-                tag = f"\\tag{{{d.number}}}"
-                assert visible.count(tag) == 1, f"{path.name}: {tag}"
 
 
 def test_command_says_where(tmp_path, capsys):

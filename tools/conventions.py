@@ -197,6 +197,16 @@ def displays(text: str) -> list[tuple[int, int]]:
     return [m.span() for m in _FORMULAS[0].finditer(without_code(text))]
 
 
+def formulas(text: str) -> list[str]:
+    """The TeX of every formula, in a line or displayed, in order."""
+    text = _COMMENTS.sub(lambda m: _blank(m[0]), without_code(text))
+    found = []
+    for rx in _FORMULAS:
+        found += [(m.start(), m[0].strip("$")) for m in rx.finditer(text)]
+        text = rx.sub(lambda m: _blank(m[0]), text)
+    return [tex for _, tex in sorted(found)]
+
+
 @dataclass
 class Definition:
     """A numbered thing in a Markdown cell."""

@@ -58,6 +58,10 @@ FRAGILE_TEX = {
     ),
     r"\[ or \( as delimiters": r"(?<!\\)\\[\[(](?![\d.]*(em|pt|ex)\])",
 }
+INSTALL = (
+    "try:\n    import aevb\nexcept ModuleNotFoundError:\n"
+    '    %pip install -q --no-deps "{}"\n    import aevb\n'
+)
 ROOMS = {
     "objectives": r"\bobjectives?\b",
     "prerequisites": r"\bprerequisites?\b",
@@ -193,12 +197,24 @@ def colab(chapter: Chapter) -> Iterator[str]:
     if "remove-cell" not in tags(first):
         yield "cell 0, the badge, lacks the tag remove-cell"
     i, setup = chapter.code[0]
-    for wanted in ("try:\n    import aevb", home.package, "--no-deps"):
-        if wanted not in setup.source:
-            yield f"cell {i}, the setup cell, lacks {wanted!r}"
+    if not setup.source.startswith(INSTALL.format(home.package)):
+        yield f"cell {i}, the setup cell, lacks the lines that install {home.package}"
     if not {"setup", "hide-input"} <= set(tags(setup)):
         yield f"cell {i}, the setup cell, lacks the tags setup and hide-input"
     yield from hidden(i, setup)
+
+
+@rule
+def accelerator(chapter: Chapter) -> Iterator[str]:
+    """A GPU is asked for where a chapter trains on MNIST, and nowhere else."""
+    code = "\n".join(c.bare_code(cell.source) for _, cell in chapter.code)
+    trains = all(re.search(rf"(?<![.\w]){x}\(", code) for x in ("images", "fit"))
+    meta = chapter.notebook.metadata
+    asks = meta.get("accelerator"), meta.get("colab", {}).get("gpuType")
+    if trains and asks != ("GPU", "T4"):
+        yield 'it trains on MNIST; accelerator is not "GPU", or colab.gpuType not "T4"'
+    elif not trains and asks != (None, None):
+        yield "it trains nothing on MNIST; leave out accelerator and colab.gpuType"
 
 
 def hidden(i: int, cell: Any) -> Iterator[str]:

@@ -33,13 +33,17 @@ class Refused(Exception):
     """The outputs must not be stored."""
 
 
-def environment(reports: Path, *, fast: bool) -> dict[str, str]:
-    """The environment of the kernel."""
-    env = {k: v for k, v in os.environ.items() if k not in ("AEVB_FAST", "MPLBACKEND")}
+def environment(reports: Path, *, fast: bool, alone: bool = False) -> dict[str, str]:
+    """The environment of the kernel; `alone`, without this repository and MNIST."""
+    hidden = {"AEVB_FAST", "MPLBACKEND"}
+    if alone:
+        hidden |= {"PYTHONPATH", "AEVB_DATA"}
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
     env["AEVB_REPORT_DIR"] = str(reports)
-    env["PYTHONPATH"] = os.pathsep.join(
-        [str(c.ROOT), *filter(None, [env.get("PYTHONPATH")])]
-    )
+    if not alone:
+        env["PYTHONPATH"] = os.pathsep.join(
+            [str(c.ROOT), *filter(None, [env.get("PYTHONPATH")])]
+        )
     # Threads that wait spin for a moment only: for longer, on a busy machine, costs a
     # factor of ten; not at all, on a quiet one, a third of the speed.
     env.setdefault("GOMP_SPINCOUNT", "10000")
@@ -51,11 +55,11 @@ def environment(reports: Path, *, fast: bool) -> dict[str, str]:
 
 
 def execute(
-    path: Path, notebook: nbformat.NotebookNode, *, fast: bool
+    path: Path, notebook: nbformat.NotebookNode, *, fast: bool, alone: bool = False
 ) -> tuple[dict[str, Any], float]:
     """Run a notebook in place; what it reports, and the seconds it took."""
     with tempfile.TemporaryDirectory() as reports:
-        env = environment(Path(reports), fast=fast)
+        env = environment(Path(reports), fast=fast, alone=alone)
         client = NotebookClient(
             notebook,
             kernel_name="python3",

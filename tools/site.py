@@ -16,7 +16,9 @@ from pathlib import Path
 from tools import conventions as c
 
 
-def build(root: Path = c.ROOT, output: Path | None = None) -> tuple[int, str]:
+def build(
+    root: Path = c.ROOT, output: Path | None = None, builder: str = "html"
+) -> tuple[int, str]:
     """Build the book of `root` from nothing; the exit status and what Sphinx said."""
     output = output or root
     for old in ("html", ".doctrees"):
@@ -25,7 +27,7 @@ def build(root: Path = c.ROOT, output: Path | None = None) -> tuple[int, str]:
         *(sys.executable, "-c", "from jupyter_book.cli.main import main; main()"),
         *("build", str(root / "book"), "--path-output", str(output)),
         *("--config", str(root / "_config.yml"), "--toc", str(root / "_toc.yml")),
-        *("-W", "-n", "--keep-going", "-q"),
+        *("--builder", builder, "-W", "-n", "--keep-going", "-q"),
     ]
     env = os.environ | {"PYTHONUTF8": "1"}
     done = subprocess.run(

@@ -190,7 +190,7 @@ def mentioned(text: str, kind: str) -> list[str]:
 def bullet(session: str, name: str) -> str:
     """What a session's list says behind a bold word; "" without it."""
     m = re.search(BULLET.format(name), session)
-    return m[1] if m else ""
+    return " ".join(m[1].split()) if m else ""
 
 
 def covered(text: str, chapters: dict[str, Chapter]) -> float:

@@ -65,6 +65,7 @@ renumber: $(FULL)/.made ## number sections, equations, figures, boxes; the menti
 	@$(FULL)/bin/python -m tools.renumber
 	@$(FULL)/bin/python -m tools.results
 	@$(FULL)/bin/python -m tools.speed
+	@$(FULL)/bin/python -m tools.teaching
 	@$(FULL)/bin/python -m tools.references
 
 weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (NAME=vae)
@@ -73,10 +74,11 @@ weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (
 repository: $(SITE)/.made ## point everything at another home: URL=https://github.com/you/fork
 	@$(SITE)/bin/python -m tools.repository $(URL) $(BRANCH)
 
-benchmark: $(FULL)/.made ## speed, beside what people use instead, and the page that shows it
+benchmark: $(FULL)/.made ## speed, beside what people use instead, and the pages that show it
 	@for script in benchmarks/[a-z]*.py; do \
 		echo "$$script"; PYTHONPATH=.:$$PYTHONPATH $(FULL)/bin/python $$script || exit 1; done
 	@$(FULL)/bin/python -m tools.speed
+	@$(FULL)/bin/python -m tools.teaching
 
 clean: ## remove what was built (the environments stay)
 	rm -rf _build .pytest_cache .ruff_cache

@@ -161,6 +161,13 @@ def test_scaling_measures_every_curve(measure, tmp_path):
     assert speed.checksum(report) in figure.read_text()
 
 
+def test_chapters_are_timed_in_fast_mode(measure):
+    report, printed = measure("chapters.py", "02")
+    assert list(report["seconds"]) == ["02-expectation-maximization"]
+    assert 0 < report["seconds"]["02-expectation-maximization"] < 300
+    assert report["machine"]["threads"] == 1 and "02-expect" in printed
+
+
 # --- the page ---
 
 

@@ -9,6 +9,8 @@ from tools import conventions as c
 from tools import repository
 from tools.repository import Home, parse
 
+SUFFIXES = (".py", ".toml", ".yml", ".txt", ".css", ".js", ".md", ".cff", "")
+
 
 @pytest.fixture
 def root(tmp_path):
@@ -16,6 +18,8 @@ def root(tmp_path):
     home = repository.home(root)
     with (root / "README.md").open("a") as readme:
         readme.write(f"[site]({home.site}) [Colab]({home.colab('02-first.ipynb')})\n")
+    citation = f"url: {home.site}\nrepository-code: {home.url}\n"
+    (root / "CITATION.cff").write_text(citation)
     return root
 
 
@@ -31,7 +35,7 @@ def test_nothing_else_names_the_home():
     followers = {p.relative_to(c.ROOT).as_posix() for p in repository.followers()}
     for name in set(tracked) - followers:
         path = c.ROOT / name
-        if path.suffix in (".py", ".toml", ".yml", ".txt", ".css", ".js", ".md", ""):
+        if path.suffix in SUFFIXES:
             text = path.read_text(encoding="utf-8") if path.is_file() else ""
             for address in (f"{home.owner}/{home.name}", home.site):
                 assert address not in text, f"{name} names {address}"
@@ -43,6 +47,7 @@ def test_moving(root):
     assert changed == {
         "_config.yml",
         "README.md",
+        "CITATION.cff",
         "02-first.ipynb",
         "07-second.ipynb",
     }
@@ -56,6 +61,8 @@ def test_moving(root):
         (root / "_config.yml").read_text()
     )
     assert new.url in (root / "README.md").read_text()
+    citation = "url: https://my-course.github.io/vae/\nrepository-code: "
+    assert (root / "CITATION.cff").read_text() == f"{citation}{new.url}\n"
 
 
 def test_moving_there_and_back_changes_nothing(root):

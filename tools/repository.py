@@ -3,7 +3,7 @@
     python -m tools.repository https://github.com/you/your-fork [branch]
 
 (`make repository URL=... BRANCH=...`.)  Rewrites the address in the configuration, the
-badges and the setup cells of the chapters, the pages and the README.
+badges and the setup cells of the chapters, the pages, the README and CITATION.cff.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def home(root: Path = c.ROOT) -> Home:
 def followers(root: Path = c.ROOT) -> list[Path]:
     """The files that name the home, the configuration first."""
     pages = sorted((root / "book").glob("*.md"))
-    files = [root / "_config.yml", root / "README.md", *pages, *c.chapters(root)]
-    return [p for p in files if p.exists()]
+    others = [root / name for name in ("_config.yml", "README.md", "CITATION.cff")]
+    return [p for p in [*others, *pages, *c.chapters(root)] if p.exists()]
 
 
 def disagreements(root: Path = c.ROOT) -> list[str]:

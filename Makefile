@@ -14,7 +14,7 @@ PORT ?= 8000
 JOBS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help book serve links test lint check notebooks renumber weights repository benchmark clean
+.PHONY: help book serve links test lint check notebooks renumber weights repository editions benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,9 @@ weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (
 
 repository: $(SITE)/.made ## point everything at another home: URL=https://github.com/you/fork
 	@$(SITE)/bin/python -m tools.repository $(URL) $(BRANCH)
+
+editions: $(SITE)/.made ## notebooks for a class: student (no solutions) and instructor (all open)
+	@$(SITE)/bin/python -m tools.editions
 
 benchmark: $(FULL)/.made ## speed, beside what people use instead, and the pages that show it
 	@for script in benchmarks/[a-z]*.py; do \

@@ -1,4 +1,4 @@
-"""Exercises that check themselves: an answer is compared with a computed one.
+"""Exercises that check themselves: an answer is compared with what is right.
 
 A check is made from the right answer and from the wrong answers that people really
 give, each with a message of its own. Called with a reader's answer it returns a
@@ -6,6 +6,10 @@ give, each with a message of its own. Called with a reader's answer it returns a
 
     check = NumberCheck(expected=-1.99, wrong=[(-1.38, "This is the bound.")])
     check(answer)
+
+:class:`FunctionCheck` compares a function's values in the same way. Where right answers
+differ, because they draw or start elsewhere, :class:`PropertyCheck` asks for what they
+have in common.
 
 While there is no answer (``...``, ``None``, or a function that raises
 ``NotImplementedError``) the verdict says so, and a notebook runs on. A check that
@@ -22,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FunctionCheck", "NumberCheck", "Verdict"]
+__all__ = ["FunctionCheck", "NumberCheck", "PropertyCheck", "Verdict"]
 
 NO_ANSWER = "No answer yet: replace the line that says 'your code here', and run again."
 RIGHT = "Right."
@@ -152,27 +156,16 @@ class FunctionCheck:
         )
 
     def _values(self, function: Callable) -> list[Tensor]:
-        values = []
-        for arguments in self.inputs:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                values.append(_tensor(function(*map(_copy, arguments))))
-        return values
+        return [_tensor(value) for value in _call(function, self.inputs)]
 
     def _same(self, first: list[Tensor], second: list[Tensor]) -> bool:
         triples = zip(first, second, self.tolerances, strict=True)
         return all(_close(a, b, tolerance) for a, b, tolerance in triples)
 
     def __call__(self, function: Any) -> Verdict:
-        if function is None or function is ...:
-            return Verdict(False, NO_ANSWER)
-        try:
-            values = self._values(function)
-        except NotImplementedError:
-            return Verdict(False, NO_ANSWER)
-        except Exception as error:
-            kind = type(error).__name__
-            return Verdict(False, f"It stops with {kind}: {error}")
+        values = _attempt(self._values, function)
+        if isinstance(values, Verdict):
+            return values
         if self._same(values, self.expected):
             return Verdict(True, RIGHT)
         for wrong, (_, message) in zip(self.wrong_values, self.wrong, strict=True):
@@ -183,6 +176,86 @@ class FunctionCheck:
                 message = _diagnosis(value, expected, self.tolerances[k])
                 return Verdict(False, f"Call {k + 1} of {len(values)}: {message}")
         raise AssertionError("unreachable: one of the values differs")
+
+
+class PropertyCheck:
+    """Calls a function, or a class, and asks for what every right answer has.
+
+    For answers that may differ: in what they draw, where they start, which order they
+    keep. The calls are those of :class:`FunctionCheck`, and the first property that is
+    missing says what is wrong. Properties may draw as well.
+
+    Args:
+        inputs: tuples of arguments, one for each call.
+        properties: pairs of a property and the message for an answer that lacks it. A
+            property is a function of the values of all calls, in their order.
+
+    Raises:
+        ValueError: no inputs, no properties, or a property without a message of its
+            own.
+
+    Example:
+        >>> check = PropertyCheck(
+        ...     inputs=[(1000,), (2000,)],
+        ...     properties=[
+        ...         (lambda a, b: (len(a), len(b)) == (1000, 2000), "Draw n numbers."),
+        ...         (lambda a, b: abs(b.std() - 2) < 0.2, "4 is a variance: root it."),
+        ...     ],
+        ... )
+        >>> check(lambda n: 4 * torch.randn(n))
+        4 is a variance: root it.
+        >>> check(lambda n: torch.randn(n) + 3**0.5 * torch.randn(n))
+        Right.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[tuple],
+        properties: Sequence[tuple[Callable, str]],
+    ):
+        if not inputs:
+            raise ValueError("inputs is empty; expected at least one tuple")
+        if not properties:
+            raise ValueError("properties is empty; expected at least one pair")
+        messages = [message for _, message in properties]
+        if not all(messages) or len({*messages}) < len(messages):
+            raise ValueError("each property needs a message of its own")
+        self.inputs, self.properties = list(inputs), list(properties)
+
+    def __call__(self, function: Any) -> Verdict:
+        return _attempt(self._judge, function)
+
+    def _judge(self, function: Callable) -> Verdict:
+        values = _call(function, self.inputs)
+        for has, message in self.properties:
+            if not _seeded(has, *values):
+                return Verdict(False, message)
+        return Verdict(True, RIGHT)
+
+
+def _call(function: Callable, inputs: Sequence[tuple]) -> list[Any]:
+    """The function's values for copies of the inputs."""
+    return [_seeded(function, *map(_copy, arguments)) for arguments in inputs]
+
+
+def _seeded(function: Callable, *arguments: Any) -> Any:
+    """One call, with a freshly seeded generator, which is then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return function(*arguments)
+
+
+def _attempt(compute: Callable, function: Any) -> Any:
+    """``compute(function)``, or the verdict where there is nothing to be judged."""
+    if function is None or function is ...:
+        return Verdict(False, NO_ANSWER)
+    try:
+        return compute(function)
+    except NotImplementedError:
+        return Verdict(False, NO_ANSWER)
+    except Exception as error:
+        kind = type(error).__name__
+        return Verdict(False, f"It stops with {kind}: {error}")
 
 
 def _tensor(value: Any) -> Tensor:

@@ -20,6 +20,10 @@ SETUP_METADATA = HIDDEN | {
     "tags": ["hide-input", "setup"],
     "mystnb": {"code_prompt_show": "Show the setup", "code_prompt_hide": "Hide it"},
 }
+CHECK_METADATA = HIDDEN | {
+    "tags": ["hide-input"],
+    "mystnb": {"code_prompt_show": "Show the check", "code_prompt_hide": "Hide it"},
+}
 SOLUTION_METADATA = HIDDEN | {
     "tags": ["hide-cell", "solution"],
     "mystnb": {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide it"},
@@ -98,9 +102,17 @@ def chapter(path: Path, home: repository.Home, *, extra: str = "", code: str = "
             execution_count=3,
         ),
         new_code_cell(
-            f"# @title Solution of Exercise {n}.2\ndef one():\n    return 1",
-            metadata=SOLUTION_METADATA,
+            "from aevb.exercises import FunctionCheck\n\n"
+            "check_one = FunctionCheck(\n    lambda: 1, inputs=[()], "
+            'wrong=[(lambda: 2, "This is two.")]\n)\ncheck_one(one)',
+            metadata=CHECK_METADATA,
             execution_count=4,
+        ),
+        new_code_cell(
+            f"# @title Solution of Exercise {n}.2\ndef one():\n    return 1\n\n\n"
+            "assert check_one(one)",
+            metadata=SOLUTION_METADATA,
+            execution_count=5,
         ),
         new_markdown_cell(f"## {n}.5 References\n\nNone but those above."),
     ]

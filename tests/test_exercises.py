@@ -5,12 +5,25 @@ import math
 import pytest
 import torch
 
-from aevb.exercises import NO_ANSWER, FunctionCheck, NumberCheck
+from aevb.exercises import NO_ANSWER, FunctionCheck, NumberCheck, PropertyCheck
 
 
 @pytest.fixture
 def number():
     return NumberCheck(-2.0, wrong=[(-1.4, "This is the bound."), (3.0, "Too deep.")])
+
+
+@pytest.fixture
+def properties():
+    """Two draws from N(0, 4), wherever their numbers come from."""
+    return PropertyCheck(
+        inputs=[(4000,), (2000,)],
+        properties=[
+            (lambda a, b: len(a) == 4000 and len(b) == 2000, "As many as asked."),
+            (lambda a, b: abs(a.std() - 2) < 0.2, "4 is a variance."),
+            (lambda a, b: a.std() != b.std(), "Draw anew."),
+        ],
+    )
 
 
 def kl(q, p):
@@ -51,9 +64,10 @@ def test_each_foreseen_wrong_number_has_its_own_message(number):
 
 
 @pytest.mark.parametrize("answer", [..., None])
-def test_no_answer_yet(number, function, answer):
-    assert repr(number(answer)) == repr(function(answer)) == NO_ANSWER
-    assert not number(answer)
+def test_no_answer_yet(number, function, properties, answer):
+    for check in (number, function, properties):
+        assert repr(check(answer)) == NO_ANSWER
+        assert not check(answer)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +122,55 @@ def test_a_foreseen_wrong_function_may_overflow():
     )
     assert repr(check(lambda t: t.exp().sum().log())) == "It overflows."
     assert "finite" in check(lambda t: -t.exp().sum().log()).message
+
+
+def test_properties(properties):
+    assert properties(lambda n: 2 * torch.randn(n))
+    assert properties(lambda n: 2 * torch.randn(n).flip(0))
+    assert repr(properties(lambda n: torch.zeros(7))) == "As many as asked."
+    assert repr(properties(lambda n: 4 * torch.randn(n))) == "4 is a variance."
+    assert not properties(lambda n: 4 * torch.randn(n))
+
+
+def test_answers_without_the_right_kind_of_value(properties):
+    def stub(n):
+        raise NotImplementedError("your code here")
+
+    class Half:
+        def __init__(self, n):
+            self.n = n
+
+        def __len__(self):
+            raise NotImplementedError("your code here")
+
+    assert repr(properties(stub)) == repr(properties(Half)) == NO_ANSWER
+    assert "It stops with TypeError" in properties(lambda n: n).message
+    assert "ZeroDivisionError" in properties(lambda n: 1 / 0).message
+
+
+def test_properties_leave_inputs_and_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    start = torch.ones(2)
+    check = PropertyCheck(
+        [(start,)], [(lambda value: value.sum() == 0 * torch.randn(1), "Zero it.")]
+    )
+    assert check(lambda x: torch.randn(1) * x.zero_())
+    assert start.sum() == 2
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_property_needs_a_message_of_its_own():
+    def fine(value):
+        return True
+
+    with pytest.raises(ValueError, match="a message of its own"):
+        PropertyCheck([(1,)], [(fine, "")])
+    with pytest.raises(ValueError, match="a message of its own"):
+        PropertyCheck([(1,)], [(fine, "No."), (fine, "No.")])
+    with pytest.raises(ValueError, match="properties is empty"):
+        PropertyCheck([(1,)], [])
+    with pytest.raises(ValueError, match="inputs is empty"):
+        PropertyCheck([], [(fine, "No.")])
 
 
 def test_functions_that_do_not_run(function):

@@ -88,7 +88,10 @@ def test_a_good_book_has_no_complaints(root):
         ("rooms", 6, "Pitfalls", "Traps", "pitfalls"),
         ("rooms", 3, "What changed since", "Since", "What changed"),
         ("exercises", 8, "Solution", "Hint", "Exercise 7.1 has no solution"),
-        ("exercises", 10, "Exercise 7.2", "Exercise 7.3", "7.2 has no solution"),
+        ("exercises", 8, "Solution", "Why", "begins with none of Hint, Proof"),
+        ("exercises", 11, "Exercise 7.2", "Exercise 7.3", "7.2 has no solution"),
+        ("checked", 10, "check_one(one)", "", "7.2 has no check"),
+        ("checked", 11, "assert check_one(one)", "", "does not assert"),
         ("spelling", 6, "See", "We maximize.", "American"),
         ("outputs", 6, "See", "See /home/me/file", "a path of one machine"),
         ("proportions", 4, "1 + 1", "1 + 1\n" * 41, "at most 40"),
@@ -124,6 +127,31 @@ def test_figure_needs_a_text_and_a_caption(root):
     found = complaints(root, "figures")
     assert "alt does not say" in found
     assert "not its caption" in found
+
+
+def test_an_exercise_in_code_needs_a_stub(root):
+    def no_stub(notebook):
+        notebook.cells[9].metadata["tags"] = []
+
+    edit(root, no_stub)
+    assert "7.2 has no stub" in complaints(root, "checked")
+
+
+def test_a_stub_stands_above_its_solution(root):
+    def upside_down(notebook):
+        cells = notebook.cells
+        cells[9], cells[11] = cells[11], cells[9]
+
+    edit(root, upside_down)
+    assert "no solution in code below its stub" in complaints(root, "checked")
+
+
+def test_only_exercises_without_a_check_are_excused():
+    known = {x.number: x for p in CHAPTERS for x in c.exercises(made_up.read(p).cells)}
+    for number in rules.UNCHECKED:
+        exercise = known[number]
+        assert exercise.in_code
+        assert not exercise.checks, f"{number} is checked: excuse it no longer"
 
 
 def test_outputs(root):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -246,6 +247,8 @@ def test_command_says_where(tmp_path, capsys):
     page = Path(re.search(r"file://(\S+)", said)[1])
     assert page == tmp_path / "_build" / "html" / "index.html"
     assert page.exists()
+    with zipfile.ZipFile(page.parent / "editions" / "student.zip") as packed:
+        assert packed.namelist() == [f"student/{p.name}" for p in c.chapters()]
 
 
 def test_the_site_needs_no_torch():

@@ -9,6 +9,8 @@ mention are:
   ``> **Theorem 2.1.**`` (also Lemma, Proposition, Corollary, Definition, Algorithm,
   Exercise).  While drafting, ``?`` or ``2.?`` may stand for the number.
 * permanent names, in a comment on the line above: ``<!-- eq-elbo-decomposition -->``.
+* exercises: a box, and for one in code a stub (tag ``exercise``), a check, a solution
+  (tag ``solution``); answers in words stand in ``<details>``.
 * mentions: "(2.1)" for an equation, "Figure 2.1", "Sections 2.1 and 2.2", "Chapter 2",
   and, while drafting, the name itself: "(eq-elbo-decomposition)", "(fig-bound)".
 """
@@ -18,9 +20,10 @@ from __future__ import annotations
 import io
 import re
 import tokenize
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -258,6 +261,74 @@ def anchor(kind: str, number: str) -> str:
     """The anchor that every numbered thing has beside its permanent name."""
     prefix = "eq" if kind == "Equation" else kind.lower()
     return f"{prefix}-{number.replace('.', '-')}"
+
+
+# What a `<details>` holds, by the first word of its summary.
+HELP = ("Hint", "Proof")
+ANSWERS = ("Solution", "Answer", "What")
+DETAILS = re.compile(r"<details>\n<summary>([^<]*)</summary>\n.*?\n</details>", re.S)
+SOLUTION = re.compile(r"# @title Solution of Exercise (" + NUM + r")")
+CHECKS = re.compile(r"^check_\w+\(", re.M)
+
+
+def details(text: str) -> list[tuple[str, int, int]]:
+    """Summary, start and end of every ``<details>`` of a Markdown cell."""
+    return [(m[1], *m.span()) for m in DETAILS.finditer(without_code(text))]
+
+
+def answers(text: str) -> list[tuple[str, int, int]]:
+    """Those that give an answer away."""
+    return [d for d in details(text) if not d[0].startswith(HELP)]
+
+
+def tags(cell: Mapping[str, Any]) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+@dataclass
+class Exercise:
+    """An exercise, and the indices of the cells that belong to it."""
+
+    number: str
+    stub: int | None = None  # where readers write their code
+    checks: list[int] = field(default_factory=list)  # the cells below the stub
+    solution: int | None = None  # the cell with the code
+    written: bool = False  # there is a solution in words
+
+    @property
+    def in_code(self) -> bool:
+        """Whether the answer is code, and not an illustration of one in words."""
+        return self.stub is not None or (self.solution is not None and not self.written)
+
+
+def exercises(cells: Sequence[Mapping[str, Any]]) -> list[Exercise]:
+    """The exercises of a chapter, in order."""
+    found: list[Exercise] = []
+    for i, cell in enumerate(cells):
+        source = cell["source"]
+        if cell["cell_type"] == "markdown":
+            spots: list[tuple[int, str]] = [
+                (d.start, d.number) for d in definitions(source) if d.kind == "Exercise"
+            ]
+            spots += [
+                (start, "")
+                for summary, start, _ in answers(source)
+                if "solution" in summary.lower()
+            ]
+            for _, number in sorted(spots):
+                if number:
+                    found.append(Exercise(number))
+                elif found:
+                    found[-1].written = True
+        elif m := SOLUTION.match(source):
+            for exercise in found:
+                if exercise.number == m[1]:
+                    exercise.solution = i
+        elif found and "exercise" in tags(cell):
+            found[-1].stub = i
+        elif found and found[-1].stub is not None and found[-1].solution is None:
+            found[-1].checks.append(i)
+    return found
 
 
 def chapter_of(path: Path) -> int:

@@ -1,6 +1,8 @@
 """Build the site strictly: every warning is an error.
 
-python -m tools.site     # make book
+    python -m tools.site     # make book
+
+The student edition lies on the site as well, as `editions/student.zip`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 
 from tools import conventions as c
+from tools import editions
 
 
 def build(
@@ -46,7 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(said, file=sys.stderr)
         print("The site is not built: see above.", file=sys.stderr)
         return 1
-    page = (options.output / "_build" / "html" / "index.html").resolve()
+    html = options.output / "_build" / "html"
+    editions.make(options.output / "_build" / "editions")
+    (html / "editions").mkdir()
+    shutil.copy(
+        options.output / "_build" / "editions" / "student.zip", html / "editions"
+    )
+    page = (html / "index.html").resolve()
     print(f"The book is built ({time.perf_counter() - start:.0f} s): {page.as_uri()}")
     return 0
 

@@ -455,7 +455,7 @@ def exercises(chapter: Chapter) -> Iterator[str]:
 
 @rule
 def proportions(chapter: Chapter) -> Iterator[str]:
-    """Short cells, and prose enough to read them: 12 words for each line of code."""
+    """Short cells, and 15 words of prose for each line of code that stands open."""
     lengths = {
         i: len([x for x in cell.source.splitlines() if x.strip()])
         for i, cell in chapter.code
@@ -466,12 +466,15 @@ def proportions(chapter: Chapter) -> Iterator[str]:
     median = statistics.median(lengths.values())
     if median > 8:
         yield f"the median cell has {median:g} lines; at most 8"
+    folded = {"hide-input", "hide-cell"}
     lines = sum(
-        n for i, n in lengths.items() if "setup" not in tags(chapter.notebook.cells[i])
+        n
+        for i, n in lengths.items()
+        if folded.isdisjoint(tags(chapter.notebook.cells[i]))
     )
     words = count_words(chapter)
-    if words < 12 * lines:
-        yield f"{words} words for {lines} lines of code; at least {12 * lines}"
+    if words < 15 * lines:
+        yield f"{words} words for {lines} open lines of code; at least {15 * lines}"
 
 
 def count_words(chapter: Chapter) -> int:

@@ -23,7 +23,7 @@ import nbformat
 import yaml
 
 from tools import conventions as c
-from tools import references, repository, results, speed, stamps
+from tools import pictures, references, repository, results, speed, stamps
 
 TAGS = {
     "setup",
@@ -607,6 +607,7 @@ def book_complaints(root: Path = c.ROOT) -> Iterator[str]:
     if made.exists() and made.read_text(encoding="utf-8") != results.page(root):
         yield "book/results.md is not what the files give: run `make renumber`"
     yield from speed.complaints(root)
+    yield from pictures.complaints(root)
     yield from repository.disagreements(root)
 
 

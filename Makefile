@@ -66,6 +66,7 @@ renumber: $(FULL)/.made ## number sections, equations, figures, boxes; the menti
 	@$(FULL)/bin/python -m tools.results
 	@$(FULL)/bin/python -m tools.speed
 	@$(FULL)/bin/python -m tools.teaching
+	@$(FULL)/bin/python -m tools.pictures
 	@$(FULL)/bin/python -m tools.references
 
 weights: $(FULL)/.made ## train a model again by its recipe, score it, pack it (NAME=vae)

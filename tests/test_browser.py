@@ -9,11 +9,13 @@ import http.server
 import os
 import shutil
 import threading
+from base64 import b64decode
 from pathlib import Path
 
 import made_up
 import pytest
 
+from aevb import plotting
 from tools import conventions as c
 from tools import site
 
@@ -28,9 +30,11 @@ AXE = Path(
 SITE = c.ROOT / "_build" / "html"
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --hide-scrollbars"
+    "--disable-background-networking --disable-component-update --hide-scrollbars "
+    "--disable-dev-shm-usage"
 ).split()
-VIEWS = [(1300, "light"), (1300, "dark"), (390, "light")]
+# Nothing but this machine can be reached: the book works offline.
+FLAGS.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [
@@ -66,6 +70,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def end_headers(self):
+        self.send_header("Cache-Control", "max-age=3600")  # asked for once
+        super().end_headers()
+
 
 @pytest.fixture(scope="module")
 def serve():
@@ -98,56 +106,106 @@ def browser():
         browser.close()
 
 
-def visit(browser, base, path, width=1300, scheme="light"):
-    """Open a page, wait for its formulas, hold it to what every page must be."""
-    page = browser.new_page(
-        viewport={"width": width, "height": 900},
-        color_scheme=scheme,
-        reduced_motion="reduce",
-    )
-    outside, errors = [], []
-    page.on("request", lambda r: r.url.startswith(base) or outside.append(r.url))
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.on("console", lambda m: m.type == "error" and errors.append(m.text))
-    page.goto(base + path)
-    page.wait_for_function(
-        "() => !window.MathJax || MathJax.startup?.promise?.then(() => true)"
-    )
-    assert not outside, f"fetched from elsewhere: {outside}"
-    assert not errors, errors
-    formulas, rendered, wrong = page.evaluate(
-        "() => ['.math', '.math mjx-container', 'mjx-merror'].map("
-        "s => document.querySelectorAll(s).length)"
-    )
-    assert (formulas, wrong) == (rendered, 0), "formulas that MathJax did not render"
-    wide = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
-    assert wide <= 0, f"the page scrolls sideways by {wide} px"
-    return page
+class Visits:
+    """One page of the browser, and all that it asks for and complains about."""
+
+    def __init__(self, browser):
+        self.page = browser.new_page(reduced_motion="reduce")
+        self.base, self.complaints = "", []
+        self.page.on("request", self.request)
+        self.page.on("requestfailed", lambda r: self.note("failed", r.url))
+        self.page.on("response", lambda r: r.status < 400 or self.note(r.status, r.url))
+        self.page.on("pageerror", lambda e: self.note("error", e))
+        self.page.on("console", self.console)
+
+    def note(self, *words):
+        self.complaints.append(" ".join(map(str, words))[:300])
+
+    def request(self, request):
+        if not request.url.startswith((self.base, "data:")):
+            self.note("elsewhere", request.url)
+
+    def console(self, message):
+        if message.type in ("error", "warning"):
+            self.note(message.type, message.text)
+
+    def look(self, width, scheme="light"):
+        """Another window and theme, without loading the page again."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        self.page.wait_for_function(
+            "s => document.documentElement.dataset.theme === s", arg=scheme
+        )
+        self.page.evaluate(  # the page's own answer to its new width
+            "() => new Promise(r => requestAnimationFrame("
+            "() => requestAnimationFrame(r)))"
+        )
+
+    def open(self, base, path, width=1440, scheme="light"):
+        """Go to a page and wait until its formulas stand."""
+        self.base, self.complaints = base, []
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        self.page.goto(base + path)
+        self.page.wait_for_function(
+            "() => !window.MathJax || MathJax.startup?.promise?.then(() => true)"
+        )
+        assert not self.complaints, self.complaints
+        return self.page
 
 
-def violations(page):
-    page.wait_for_timeout(200)
-    page.evaluate(AXE.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def visits(browser):
+    return Visits(browser)
+
+
+# What axe-core looks at in which view.  A theme changes colours and nothing else, so in
+# the dark one they are all there is to check; the middle width has the colours of the
+# other two; and no view changes the inside of a formula.
+COLORS = "{runOnly: ['color-contrast', 'link-in-text-block']}"
+NO_COLORS = "{rules: {'color-contrast': {enabled: false}}}"
+NO_FORMULAS = "{exclude: ['mjx-container']}"
+LOOKS = {
+    (1440, "light"): ("document", "{}"),
+    (1440, "dark"): (NO_FORMULAS, COLORS),
+    (768, "light"): (NO_FORMULAS, NO_COLORS),
+    (768, "dark"): None,
+    (390, "light"): (NO_FORMULAS, "{}"),
+    (390, "dark"): (NO_FORMULAS, COLORS),
+}
+
+
+def axe(page, where="document", options="{}"):
     return page.evaluate(
-        "() => axe.run().then(r => r.violations.map("
+        f"() => axe.run({where}, {options}).then(r => r.violations.map("
         "v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 300)]))"
     )
 
 
-def check(browser, base, path, width, scheme):
-    page = visit(browser, base, path, width, scheme)
-    try:
-        if AXE.exists():
-            found = violations(page)
-            assert not found, found
-    finally:
-        page.close()
+def check(visits, base, path):
+    """Hold a page, in every window and theme, to what every page must be."""
+    page = visits.open(base, path)
+    formulas, typeset, wrong = page.evaluate(
+        "() => ['.math', '.math mjx-container', 'mjx-merror'].map("
+        "s => document.querySelectorAll(s).length)"
+    )
+    assert (formulas, wrong) == (typeset, 0), "formulas that MathJax did not render"
+    if AXE.exists():
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = []
+    for (width, scheme), scope in LOOKS.items():
+        visits.look(width, scheme)
+        wide = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+        if wide > 0:
+            found.append((width, scheme, f"scrolls sideways by {wide} px"))
+        if AXE.exists() and scope:
+            found += [(width, scheme, *v) for v in axe(page, *scope)]
+    assert not found + visits.complaints, found + visits.complaints
 
 
-@pytest.mark.parametrize("width, scheme", VIEWS)
 @pytest.mark.parametrize("path", ["07-second.html", "index.html", "search.html"])
-def test_made_up_pages(browser, serve, wide_book, path, width, scheme):
-    check(browser, serve(wide_book), path, width, scheme)
+def test_made_up_pages(visits, serve, wide_book, path):
+    check(visits, serve(wide_book), path)
 
 
 def pages_of_this_site():
@@ -159,10 +217,9 @@ def pages_of_this_site():
     ]
 
 
-@pytest.mark.parametrize("width, scheme", VIEWS)
 @pytest.mark.parametrize("path", pages_of_this_site())
-def test_page(browser, this_site, path, width, scheme):
-    check(browser, this_site, path, width, scheme)
+def test_page(visits, this_site, path):
+    check(visits, this_site, path)
 
 
 def test_axe_is_there():
@@ -170,27 +227,46 @@ def test_axe_is_there():
         pytest.skip("no axe-core: npm install --prefix _build axe-core, or AXE_JS")
 
 
-def test_the_menu_opens_on_a_phone(browser, serve, wide_book):
-    page = visit(browser, serve(wide_book), "07-second.html", 390)
+def test_the_network_is_blocked(visits, serve, wide_book):
+    """What a page asks for elsewhere is refused, and noticed."""
+    page = visits.open(serve(wide_book), "index.html")
+    reached = page.evaluate(
+        "() => fetch('http://example.org/').then(() => true, () => false)"
+    )
+    assert not reached
+    assert "elsewhere http://example.org/" in visits.complaints
+
+
+def test_the_menu_opens_on_a_phone(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "07-second.html", 390)
     link = page.locator(".sidebar-primary-item a", has_text="2. A made-up").first
     assert not link.is_visible()
     page.locator(".primary-toggle").first.click()
-    page.wait_for_timeout(400)
-    assert link.is_visible()
-    page.close()
+    link.wait_for(state="visible", timeout=3000)
 
 
-def test_hidden_code_can_be_shown(browser, serve, wide_book):
-    page = visit(browser, serve(wide_book), "07-second.html")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_colab_and_download_are_named(visits, serve, wide_book, width):
+    page = visits.open(serve(wide_book), "07-second.html", width)
+    top = page.get_by_role("article")
+    colab = top.get_by_role("link", name="Open in Colab")
+    assert colab.is_visible()
+    assert colab.get_attribute("href").endswith("/book/07-second.ipynb")
+    with page.expect_download() as download:
+        top.get_by_role("link", name="Download the notebook").click()
+    assert download.value.suggested_filename == "07-second.ipynb"
+
+
+def test_hidden_code_can_be_shown(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "07-second.html")
     code = page.get_by_text("import aevb").first
     assert not code.is_visible()
     page.get_by_text("Show the setup").first.click()
     assert code.is_visible()
-    page.close()
 
 
-def test_a_mention_leads_to_its_formula(browser, serve, wide_book):
-    page = visit(browser, serve(wide_book), "07-second.html")
+def test_a_mention_leads_to_its_formula(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "07-second.html")
     page.get_by_role("link", name="(7.2)").first.click()
     page.wait_for_timeout(300)
     top = page.evaluate(
@@ -198,11 +274,10 @@ def test_a_mention_leads_to_its_formula(browser, serve, wide_book):
     )
     assert 0 <= top < 900
     assert page.url.endswith("#eq-second-jensen")
-    page.close()
 
 
-def test_dark_mode_can_be_chosen(browser, serve, wide_book):
-    page = visit(browser, serve(wide_book), "index.html")
+def test_dark_mode_can_be_chosen(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "index.html")
     before = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     for _ in range(3):
         page.locator("button.theme-switch-button").first.click()
@@ -210,13 +285,138 @@ def test_dark_mode_can_be_chosen(browser, serve, wide_book):
         after = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
         if theme == "dark":
             break
+    page.evaluate("() => localStorage.clear()")
     assert (theme, before != after) == ("dark", True)
-    page.close()
 
 
-def test_search_finds(browser, serve, wide_book):
-    page = browser.new_page()
-    page.goto(serve(wide_book) + "search.html?q=pitfalls")
+def test_search_finds(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "search.html?q=pitfalls")
     page.locator("ul.search li a").first.wait_for(timeout=10_000)
     assert page.locator("ul.search li a").count() >= 2
-    page.close()
+
+
+# --- the keyboard -----------------------------------------------------------------
+
+# What Tab should stop at, and a description of it.
+STOPS = """() => {
+  const kinds = "a[href], button, input, summary, [tabindex='0']";
+  const seen = e => e.checkVisibility({visibilityProperty: true})
+    && e.tabIndex >= 0 && !e.disabled && !e.closest("dialog:not([open])");
+  const all = [...document.querySelectorAll(kinds)].filter(seen);
+  all.forEach((e, k) => { e.dataset.stop = k; });
+  return all.map(e => e.outerHTML.slice(0, 120));
+}"""
+FOCUS = """() => {
+  const e = document.activeElement, look = getComputedStyle(e);
+  const marked = look.outlineStyle !== "none" || look.boxShadow !== "none";
+  return [Number(e.dataset.stop ?? -1), marked, e.outerHTML.slice(0, 120)];
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_tab_reaches_every_control_and_shows_where_it_is(
+    visits, serve, wide_book, width
+):
+    page = visits.open(serve(wide_book), "07-second.html", width)
+    stops = page.evaluate(STOPS)
+    reached, unmarked = set(), []
+    for _ in range(len(stops) + 5):
+        page.keyboard.press("Tab")
+        stop, marked, html = page.evaluate(FOCUS)
+        reached.add(stop)
+        if stop >= 0 and not marked:
+            unmarked.append(html)
+    missed = [html for k, html in enumerate(stops) if k not in reached]
+    assert not missed + unmarked, [missed, unmarked]
+
+
+def test_the_first_stop_skips_to_the_text(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "07-second.html")
+    page.keyboard.press("Tab")
+    link = page.locator("#pst-skip-link a")
+    assert link.evaluate("e => e === document.activeElement")
+    assert link.bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate(
+        "() => document.querySelector('main').contains(document.activeElement)"
+    )
+
+
+def test_a_solution_opens_with_enter(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "07-second.html")
+    box = page.locator("details:not(.hide):not(.proof)").first
+    box.locator("summary").focus()
+    assert box.get_attribute("open") is None
+    page.keyboard.press("Enter")
+    assert box.get_attribute("open") is not None
+
+
+def test_the_address_opens_what_is_folded(visits, serve, wide_book):
+    base = serve(wide_book)
+    page = visits.open(base, "07-second.html")
+    page.evaluate("() => document.querySelector('details:not(.hide) p').id = 'inside'")
+    page.evaluate("() => { location.hash = 'inside' }")
+    page.wait_for_function("() => document.querySelector('details[open] #inside')")
+
+
+# --- the player -------------------------------------------------------------------
+
+
+@pytest.fixture
+def player(visits, serve, wide_book):
+    """A page of the site that shows a player with a button that plays it."""
+    frames = [b64decode(made_up.white_square())] * 3
+    words = ["first words", "second words", "third words"]
+    html = plotting.player(frames, words, "A white square.", seconds=0.1).data
+    page = visits.open(serve(wide_book), "07-second.html")
+    page.evaluate(
+        "html => { const range = document.createRange();"
+        " const article = document.querySelector('article');"
+        " article.prepend(range.createContextualFragment(html)); }",
+        html,
+    )
+    return page.get_by_role("group", name="A white square.")
+
+
+def test_a_player_is_operated_by_keys(player):
+    step = player.get_by_role("slider")
+    forward = player.get_by_role("button", name="Next step")
+    forward.focus()
+    forward.press("Enter")
+    assert player.get_by_text("Step 2 of 3. second words").is_visible()
+    step.focus()
+    step.press("ArrowRight")
+    assert player.get_by_text("Step 3 of 3. third words").is_visible()
+    assert forward.is_disabled()
+    player.get_by_role("button", name="Previous step").press("Space")
+    assert player.get_by_role("img").get_attribute("alt").endswith("second words")
+
+
+def test_a_player_has_names_for_a_screen_reader(player, visits):
+    step = player.get_by_role("slider", name="Step", exact=True)
+    assert step.get_attribute("aria-valuetext") == "Step 1 of 3. first words"
+    words = player.get_by_text("Step 1 of 3")
+    assert words.get_attribute("aria-live") == "polite"
+    if AXE.exists():
+        visits.page.evaluate(AXE.read_text(encoding="utf-8"))
+        assert not axe(visits.page)
+
+
+def test_a_player_moves_only_when_asked(player):
+    page = player.page
+    page.wait_for_timeout(300)  # three frames long
+    assert player.get_by_text("Step 1 of 3").is_visible()
+    player.get_by_role("button", name="Play").press("Enter")
+    player.get_by_text("Step 3 of 3").wait_for(timeout=3000)
+    player.get_by_role("button", name="Play").wait_for(timeout=3000)
+
+
+def test_nothing_glides_where_less_motion_is_asked_for(visits, serve, wide_book):
+    page = visits.open(serve(wide_book), "07-second.html", 390)
+    page.locator(".primary-toggle").first.click()
+    moving = (
+        "() => [document.getAnimations().length,"
+        " getComputedStyle(document.documentElement).scrollBehavior]"
+    )
+    assert page.evaluate(moving) == [0, "auto"]

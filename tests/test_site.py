@@ -185,7 +185,9 @@ def second(tmp_path_factory):
         6,
         "See Figure 7.1.",
         "See Figures 7.1 and 2.1, (2.1), equation (2.2), Theorem 2.1, Chapter 2, "
-        "Sections 2.1 and 7.1, Exercise 2.1, a value of (0.5), `eq-first-bound`.",
+        "Sections 2.1 and 7.1, Exercise 2.1, a value of (0.5), `eq-first-bound`.\n\n"
+        "*Proof by example.* One line.\n\n$$\nx = x\n$$\n\nDone. ∎\n\n"
+        "Life goes on.\n\n*Proof.* Left to the reader.",
     )
     status, said = site.build(root)
     assert status == 0, said
@@ -235,6 +237,23 @@ def test_boxes_and_captions(second):
     assert re.search(r'<p class="portable-caption" id="figure-7-1">', second)
     assert re.search(r'<p class="portable-caption" id="table-7-1">', second)
     assert 'class="exercise tip admonition" id="exercise-7-1"' in second
+
+
+def test_a_proof_can_be_folded(second):
+    folds = re.findall(r"(?s)<details class=.proof. open>(.*?)</details>", second)
+    assert len(folds) == 1  # what has no end is left as it is
+    assert folds[0].startswith("<summary>Proof by example</summary>")
+    assert "One line." in folds[0] and "math" in folds[0] and "∎" in folds[0]
+    assert "Life goes on." not in folds[0]
+    assert "<em>Proof.</em> Left to the reader." in second
+
+
+def test_a_chapter_says_in_words_how_to_run_it(second):
+    home = repository.home()
+    links = re.search(r'(?s)<p class="ways-to-run">.*?</p>', second)[0]
+    assert f'href="{home.colab("07-second.ipynb")}">Open in Colab<' in links
+    assert 'href="_sources/07-second.ipynb" download>Download the notebook<' in links
+    assert second.index("<h1>") < second.index(links)
 
 
 def test_citation(second):

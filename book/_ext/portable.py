@@ -14,7 +14,9 @@ Code and the site.  At build time, and only for the site, this extension
     these anchors, across pages, and warns of a mention without a target;
 5.  makes the page of references from `references.bib`, with the keys as anchors;
 6.  puts MathJax, out of an installed package, into the site, and takes away what no
-    page needs.
+    page needs;
+7.  lets a proof, from ``*Proof.*`` to its ∎, be folded, and puts the ways to run a
+    chapter below its title.
 """
 
 from __future__ import annotations
@@ -37,12 +39,13 @@ if str(ROOT) not in sys.path:  # also for the API page, where aevb is not instal
     sys.path.insert(0, str(ROOT))
 
 from tools import conventions as c
-from tools import references
+from tools import references, repository
 
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"\\tag\{(" + c.NUM + r")\}")
 LABEL = re.compile(r"(" + "|".join(c.BOXES + c.CAPTIONS) + r") (" + c.NUM + r")\b")
+PROOF = re.compile(r"Proof\b[^.]*\.$")
 SECTION = re.compile(r"(" + c.NUM + r") ")
 CHAPTER = re.compile(r"(\d+)\. ")
 STYLES = {
@@ -91,7 +94,7 @@ def take_name(node: nodes.Element) -> str:
 
 
 class Portable(SphinxTransform):
-    """Steps 1 to 3, while a page is read."""
+    """Steps 1 to 3 and the proofs, while a page is read."""
 
     default_priority = 400
 
@@ -122,6 +125,7 @@ class Portable(SphinxTransform):
                 if m and m[1] in c.CAPTIONS:
                     paragraph["classes"].append("portable-caption")
                     self.note(m[1], m[2], paragraph, take_name(paragraph))
+        self.proofs()
         self.headings()
 
     def display(self, math: nodes.math_block) -> None:
@@ -161,6 +165,25 @@ class Portable(SphinxTransform):
             quote.remove(paragraph)
         box += quote.children
         quote.replace_self(box)
+
+    def proofs(self) -> None:
+        """A proof becomes a box that can be folded; it stands open at first."""
+        for paragraph in list(self.document.findall(nodes.paragraph)):
+            lead = first_inline(paragraph)
+            if not (isinstance(lead, nodes.emphasis) and PROOF.match(lead.astext())):
+                continue
+            siblings = paragraph.parent.children
+            start = end = siblings.index(paragraph)
+            while not siblings[end].astext().rstrip().endswith("∎"):
+                end += 1
+                if end == len(siblings) or isinstance(siblings[end], nodes.section):
+                    break
+            else:
+                title = lead.astext().rstrip(".")
+                opening = f'<details class="proof" open><summary>{title}</summary>'
+                paragraph.remove(lead)
+                siblings.insert(end + 1, nodes.raw("", "</details>", format="html"))
+                siblings.insert(start, nodes.raw("", opening, format="html"))
 
     def headings(self) -> None:
         """Sections and the chapter itself can be mentioned too."""
@@ -251,6 +274,26 @@ def link_mentions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             parent.replace(text, [x for x in out if x.astext()])
 
 
+# Step 7.  Icons in the header are not for everyone: these say in words what they do.
+
+
+def add_ways_to_run(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    if app.builder.name != "html" or not c.CHAPTER_FILE.fullmatch(docname):
+        return
+    title = doctree.next_node(nodes.title)
+    if title is None:
+        return
+    file = f"{docname}.ipynb"
+    colab = repository.home(Path(app.srcdir).parent).colab(file)
+    links = (
+        f'<p class="ways-to-run"><a href="{colab}">Open in Colab</a>'
+        f'<a href="_sources/{file}" download>Download the notebook</a></p>'
+    )
+    title.parent.insert(
+        title.parent.index(title) + 1, nodes.raw("", links, format="html")
+    )
+
+
 def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
     env.portable_targets = {k: v for k, v in targets(env).items() if v[0] != docname}
 
@@ -321,6 +364,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("doctree-read", name_references)
     app.connect("doctree-resolved", link_mentions)
     app.connect("doctree-resolved", link_names)
+    app.connect("doctree-resolved", add_ways_to_run)
     app.connect("env-purge-doc", purge)
     app.connect("env-merge-info", merge)
     app.connect("build-finished", finish)

@@ -27,7 +27,6 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -310,13 +309,8 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     Path(app.outdir, ".nojekyll").touch()
 
 
-def follow_home(app: Sphinx, config: Config) -> None:
-    config.ogp_site_url = config.html_baseurl
-
-
 def setup(app: Sphinx) -> dict[str, object]:
     app.add_transform(Portable)
-    app.connect("config-inited", follow_home, priority=1)
     app.connect("source-read", make_references)
     app.connect("doctree-read", name_references)
     app.connect("doctree-resolved", link_mentions)

@@ -10,7 +10,7 @@ endif
 SITE := .venv-book
 FULL := .venv
 SITE_PACKAGES := jupyter-book sphinx-mathjax-offline sphinxext-opengraph pybtex \
-	pillow
+	pillow fonttools brotli
 PORT ?= 8000
 JOBS ?= 2
 

@@ -165,7 +165,6 @@ def test_mathjax_is_there_and_small(folder):
     assert list(mathjax.glob("output/chtml/fonts/woff-v2/*.woff"))
     assert list(mathjax.glob("input/tex/extensions/*.js"))
     assert sum(p.stat().st_size for p in mathjax.rglob("*") if p.is_file()) < 4e6
-    assert (folder / "_static/scripts/fontawesome.js").stat().st_size < 100
 
 
 def test_weight_of_the_site():

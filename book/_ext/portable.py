@@ -13,8 +13,7 @@ Code and the site.  At build time, and only for the site, this extension
 4.  links the plain mentions "(2.1)", "Figure 2.1", "Section 2.1", "Chapter 2" to
     these anchors, across pages, and warns of a mention without a target;
 5.  makes the page of references from `references.bib`, with the keys as anchors;
-6.  puts MathJax, out of an installed package, into the site, and takes away what no
-    page needs;
+6.  puts MathJax, out of an installed package, into the site;
 7.  lets a proof, from ``*Proof.*`` to its ∎, be folded, and puts the ways to run a
     chapter below its title.
 """
@@ -29,7 +28,6 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -347,19 +345,11 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
         target = static / "mathjax" / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    script = static / "scripts" / "fontawesome.js"
-    if script.exists():  # 1.5 MB that nothing needs: the icons come from web fonts
-        script.write_text("/* the icons come from the web fonts */\n")
     Path(app.outdir, ".nojekyll").touch()
-
-
-def follow_home(app: Sphinx, config: Config) -> None:
-    config.ogp_site_url = config.html_baseurl
 
 
 def setup(app: Sphinx) -> dict[str, object]:
     app.add_transform(Portable)
-    app.connect("config-inited", follow_home, priority=1)
     app.connect("source-read", make_references)
     app.connect("doctree-read", name_references)
     app.connect("doctree-resolved", link_mentions)

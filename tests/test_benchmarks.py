@@ -111,14 +111,16 @@ def test_peers_speed_measures_every_contender(measure, small):
 
 
 def test_peers_speed_chases_a_target(measure, small):
-    short = "--target 1 --names plain aevb --epochs 2 --most 2 --batch-sizes 100"
+    short = "--target 1 --names plain aevb --epochs 2 --batch-sizes 100 --batch 200"
     report, _ = measure("peers_speed.py", f"{short} --threads 1")
     (result,) = report["results"]
     plain, ours = result["results"]["plain"], result["results"]["aevb"]
     assert plain["epochs"] == 1 and plain["curve"][-1][1] == result["target"]
     assert (ours["seconds"] is not None) == (ours["curve"][-1][1] >= result["target"])
+    assert len(ours["curve"]) == ours["epochs"] <= 2
     lines = "\n".join(speed.target(report))
     assert f"{result['target']:.2f} nats" in lines and "| `aevb` |" in lines
+    assert "2 epochs in batches of 200" in lines
 
 
 def test_peers_are_judged_by_the_elbo(benchmark):

@@ -145,8 +145,22 @@ def test_study_row():
     notes = "; ".join(row.notes)
     assert "2 seeds; standard deviation of the ELBO 1.41" in notes
     assert "from 9 draws for each of 4 test images" in notes
+    longer = {**STUDY, "runs": [run | {"epochs": 1200} for run in STUDY["runs"]]}
+    row = results.study_row(shell | {"epochs": "epochs"}, longer)
+    assert "1,200 epochs" in row.notes
     with pytest.raises(ValueError, match=r"made_up has no run with {'kind': 'c'}"):
         results.study_row(shell | {"where": {"kind": "c"}}, STUDY)
+
+
+def test_runs_to_come_are_left_out_and_mistakes_are_not():
+    row = {"name": "x", "data": "static", "differs": "all", "study": "made_up"}
+    row |= {"elbo": "elbo", "where": {"kind": "c"}}
+    study = {**STUDY, "settings": {"kinds": ["a", "b", "c"]}}
+    sources = results.Sources([], [], {}, {"made_up": study}, {})
+    assert list(results.rows({"row": [row]}, sources)) == []
+    typo = {"row": [row | {"where": {"kind": "d"}}]}
+    with pytest.raises(ValueError, match="has no run"):
+        list(results.rows(typo, sources))
 
 
 def test_what_is_not_there_is_left_out():

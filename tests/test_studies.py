@@ -64,6 +64,11 @@ def test_more_seeds_add_to_the_runs(script, monkeypatch):
     assert conduct(monkeypatch, script, "--seeds", "3", "5") == [("a", 5), ("b", 5)]
 
 
+def test_one_kind_of_job_alone(script, monkeypatch):
+    assert conduct(monkeypatch, script, "--only", "b") == [("b", 0), ("b", 1)]
+    assert conduct(monkeypatch, script) == [("a", 0), ("a", 1)]
+
+
 def test_other_code_or_settings_begin_anew(script, monkeypatch):
     conduct(monkeypatch, script, "--seeds", "0")
     assert len(conduct(monkeypatch, script, "--seeds", "0", settings={"n": 1})) == 2

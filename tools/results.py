@@ -244,11 +244,7 @@ def words(sizes: list[int]) -> str:
 
 def study_row(row: dict[str, Any], study: dict[str, Any]) -> Row:
     """From the runs of a study: their mean, if they differ by their seed alone."""
-    runs = [
-        run
-        for run in study["runs"]
-        if all(run.get(key) == value for key, value in row["where"].items())
-    ]
+    runs = runs_of(row, study)
     if not runs:
         raise ValueError(f"{row['study']} has no run with {row['where']}")
 
@@ -264,6 +260,8 @@ def study_row(row: dict[str, Any], study: dict[str, Any]) -> Row:
         better = Value(elbo.mean + upper - lower)
     elif "log_likelihood" in row:
         better = Value(mean(row["log_likelihood"]), mean(row["log_likelihood_error"]))
+    if "epochs" in row:
+        notes.append(count(int(mean(row["epochs"])), "epoch"))
     if len(runs) > 1:
         spread = statistics.stdev(number(run, row["elbo"]) for run in runs)
         told = f"mean of {len(runs)} seeds; standard deviation of the ELBO {spread:.2f}"
@@ -288,6 +286,31 @@ def study_row(row: dict[str, Any], study: dict[str, Any]) -> Row:
         f"{duration(seconds)}{each}, {device(place)}",
         (*notes, f"[study](#what-the-studies-cost) `{row['study']}`"),
     )
+
+
+def runs_of(row: dict[str, Any], study: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a study that a row describes."""
+    where = row["where"].items()
+    return [
+        run
+        for run in study["runs"]
+        if all(run.get(key) == value for key, value in where)
+    ]
+
+
+def to_come(row: dict[str, Any], study: dict[str, Any]) -> bool:
+    """Whether a row's runs have not been made, but the study's settings list them.
+
+    Example:
+        >>> study = {"settings": {"objectives": {"VAE": 1, "IWAE": 5}}, "runs": []}
+        >>> to_come({"where": {"objective": "IWAE"}}, study)
+        True
+    """
+    listed = (
+        value in study["settings"].get(f"{key}s", ())
+        for key, value in row["where"].items()
+    )
+    return not runs_of(row, study) and all(listed)
 
 
 def number(run: dict[str, Any], path: str) -> float | None:
@@ -349,14 +372,15 @@ def read(root: Path = c.ROOT) -> Sources:
 
 
 def rows(table: dict[str, Any], sources: Sources) -> Iterator[Row]:
-    """The rows of a table; those of weights and studies that are not there are left."""
+    """The rows of a table; those of weights and runs that are not there are left."""
     for row in table["row"]:
         if "trained" in row:
             if row["trained"] in sources.weights:
                 yield trained_row(row, sources.weights[row["trained"]])
         elif "study" in row:
-            if row["study"] in sources.studies:
-                yield study_row(row, sources.studies[row["study"]])
+            study = sources.studies.get(row["study"])
+            if study is not None and not to_come(row, study):
+                yield study_row(row, study)
         else:
             yield published_row(row)
 

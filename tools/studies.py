@@ -33,7 +33,7 @@ def conduct(
 ) -> None:
     """Run the jobs that are not in the result file yet, in order, and write each.
 
-    The command line takes ``--seeds`` and ``--out``.
+    The command line takes ``--seeds``, ``--only`` and ``--out``.
 
     Args:
         script: the study's own ``__file__``.
@@ -46,12 +46,15 @@ def conduct(
     path = Path(script).resolve()
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--only", help="jobs that have this value, as in VAE")
     result = c.ROOT / "book" / "results" / f"{path.stem}.json"
     parser.add_argument("--out", type=Path, default=result)
     arguments = parser.parse_args()
     settings = json.loads(json.dumps(settings))  # as they are read back: lists
     runs = finished(arguments.out, path, settings)
     for job in jobs(arguments.seeds):
+        if arguments.only not in (None, *job.values()):
+            continue
         name = ", ".join(f"{key} {value}" for key, value in job.items())
         if any(old | job == old for old in runs):
             print(f"{name}: there already")

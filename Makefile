@@ -9,7 +9,7 @@ endif
 # Two environments: a small one for the site (no torch), the whole one for the rest.
 SITE := .venv-book
 FULL := .venv
-SITE_PACKAGES := jupyter-book sphinx-mathjax-offline sphinxext-opengraph pybtex
+SITE_PACKAGES := jupyter-book sphinx-mathjax-offline sphinx-revealjs sphinxext-opengraph pybtex
 PORT ?= 8000
 JOBS ?= 2
 

@@ -225,10 +225,10 @@ class Reader:
         elif part.name == "details":
             for display in part.select("div.math"):
                 if is_numbered(display):
-                    self.with_lead(copy.copy(display), "math")
+                    self.with_lead(copy.copy(display), "formula")
         elif "math" in classes:
             if is_numbered(part) or re.search(r"aligned.*\\\\", part.get_text(), re.S):
-                self.with_lead(copy.copy(part), "math")
+                self.with_lead(copy.copy(part), "formula")
         elif "admonition" in classes:
             if any(x in classes for x in (*BOXES, "exercise")) or is_numbered(part):
                 self.box(part)

@@ -5,7 +5,7 @@ addEventListener("beforeprint", () => {
     const letters = width / parseFloat(getComputedStyle(e).fontSize);
     e.parentElement.style.setProperty("--letters", letters);
   };
-  document.querySelectorAll("div.math > mjx-container").forEach((e) => {
+  document.querySelectorAll("div.math > mjx-container, .wide > mjx-container").forEach((e) => {
     const least = parseFloat(getComputedStyle(e).minWidth) || 0; // with a number beside it
     note(e, Math.max(e.querySelector("mjx-math").scrollWidth, least));
   });

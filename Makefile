@@ -14,7 +14,7 @@ PORT ?= 8000
 JOBS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help book serve test lint check notebooks renumber weights repository benchmark clean
+.PHONY: help book serve pdf test lint check notebooks renumber weights repository benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ serve: book ## the site on localhost (PORT=8000)
 	@echo "http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(SITE)/bin/python -m http.server $(PORT) --bind 127.0.0.1 \
 		--directory _build/html >/dev/null 2>&1
+
+pdf: book $(FULL)/.made ## the whole book as one PDF, printed by Chromium
+	@$(FULL)/bin/python -m tools.pdf
 
 test: $(FULL)/.made lint ## lint, every notebook in fast mode, unit tests, strict site and its tests
 	$(FULL)/bin/python -m pytest -q -n $(JOBS) book

@@ -9,13 +9,13 @@ endif
 # Two environments: a small one for the site (no torch), the whole one for the rest.
 SITE := .venv-book
 FULL := .venv
-SITE_PACKAGES := jupyter-book sphinx-mathjax-offline sphinxext-opengraph pybtex \
-	pillow fonttools brotli
+SITE_PACKAGES := jupyter-book sphinx-mathjax-offline sphinx-revealjs sphinxext-opengraph \
+	pybtex pillow fonttools brotli
 PORT ?= 8000
 JOBS ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help book serve links test lint check notebooks renumber weights repository editions benchmark clean
+.PHONY: help book serve pdf links test lint check notebooks renumber weights repository editions benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ serve: book ## the site on localhost (PORT=8000)
 	@echo "http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(SITE)/bin/python -m http.server $(PORT) --bind 127.0.0.1 \
 		--directory _build/html >/dev/null 2>&1
+
+pdf: book $(FULL)/.made ## the whole book as one PDF, printed by Chromium
+	@$(FULL)/bin/python -m tools.pdf
 
 links: $(SITE)/.made ## ask every address outside the site whether it still answers
 	@$(SITE)/bin/python -m tools.links

@@ -20,9 +20,7 @@ Code and the site.  At build time, and only for the site, this extension
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -37,7 +35,7 @@ if str(ROOT) not in sys.path:  # also for the API page, where aevb is not instal
     sys.path.insert(0, str(ROOT))
 
 from tools import conventions as c
-from tools import references, repository
+from tools import pages, references, repository
 
 logger = logging.getLogger(__name__)
 
@@ -325,26 +323,20 @@ def name_references(app: Sphinx, doctree: nodes.document) -> None:
 # Step 6.
 
 
-def mathjax_files() -> list[tuple[Path, str]]:
-    """MathJax's TeX input, CommonHTML output and fonts: source, place in the site."""
-    found = []
-    for file in importlib.metadata.files("sphinx-mathjax-offline") or []:
-        _, _, inside = file.as_posix().partition("/static/mathjax/")
-        if inside == "tex-chtml.js" or inside.startswith(
-            ("input/tex/extensions/", "output/chtml/fonts/woff-v2/")
-        ):
-            found.append((Path(str(file.locate())), inside))
-    return found
+MATHJAX = (
+    "tex-chtml.js",
+    "input/tex/extensions/",
+    "output/chtml/fonts/woff-v2/",
+)
 
 
 def finish(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
-    for source, inside in mathjax_files():
-        target = static / "mathjax" / inside
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    pages.copy_files(
+        "sphinx-mathjax-offline", "/static/mathjax/", MATHJAX, static / "mathjax"
+    )
     Path(app.outdir, ".nojekyll").touch()
 
 

@@ -131,7 +131,7 @@ def made_up_deck(tmp_path_factory):
 
 
 def test_title_and_objectives(made_up_deck):
-    assert made_up_deck["title"].h1.text == "7. Title & all"
+    assert made_up_deck["title"].select_one(".name").text == "7. Title & all"
     assert made_up_deck["title"].aside.text == "Opening words."
     assert "After this you can" in made_up_deck["objectives"].text
     assert made_up_deck["objectives"].li.text.strip() == "see;"

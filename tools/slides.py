@@ -382,8 +382,9 @@ def opening(chapter: Tag, page: str, book: str) -> list[str]:
     first = (
         f'<section id="title"><div class="slide title">\n'
         f'<p class="book">{html.escape(book)}</p>\n'
-        f'<h1>{title}</h1>\n<p class="place"><a href="../{page}">Read the chapter</a>'
-        f'</p>\n</div><aside class="notes">{notes}</aside></section>'
+        f'<p class="name">{title}</p>\n<p class="place">'
+        f'<a href="../{page}">Read the chapter</a></p>\n</div>'
+        f'<aside class="notes">{notes}</aside></section>'
     )
     if not goals:
         return [first]
@@ -432,6 +433,7 @@ DECK = (
 <body>
 <main>
 <article class="reveal">
+<h1 class="unseen">{title}</h1>
 <div class="slides">
 {slides}
 </div>

@@ -5,9 +5,10 @@ addEventListener("beforeprint", () => {
     const letters = width / parseFloat(getComputedStyle(e).fontSize);
     e.parentElement.style.setProperty("--letters", letters);
   };
-  document.querySelectorAll("div.math > mjx-container, .wide > mjx-container").forEach((e) => {
+  document.querySelectorAll("div.math > mjx-container").forEach((e) => {
     const least = parseFloat(getComputedStyle(e).minWidth) || 0; // with a number beside it
-    note(e, Math.max(e.querySelector("mjx-math").scrollWidth, least));
+    const formula = e.querySelector("mjx-math");
+    note(e, Math.max(formula.scrollWidth, least));
   });
   document.querySelectorAll(".pst-scrollable-table-container > table").forEach((e) => {
     e.style.width = "min-content";

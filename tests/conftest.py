@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from browsing import browser, serve, this_site, visits, wide_book  # noqa: F401
 
 from aevb import training
 

@@ -13,21 +13,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browsing import SITE, needs_browser
 from PIL import Image
-from test_browser import CHROMIUM, FLAGS
 
 from tools import conventions as c
 
-SITE = c.ROOT / "_build" / "html"
 COMPRESSED = {".html", ".css", ".js", ".svg", ".json"}  # as GitHub Pages does
 LIMIT, LIMIT_WITH_PLAYER = 1e6, 2e6
 FONTS = 220e3  # of MathJax, which fetches what the formulas of a page need
 SECONDS = 2.5
-
-playwright = pytest.importorskip("playwright.sync_api")
-in_browser = pytest.mark.skipif(
-    not CHROMIUM, reason="no Chromium: install it, or name it in CHROMIUM"
-)
 
 
 @functools.cache
@@ -162,14 +156,6 @@ def base():
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 PAINTS = """
 window.paints = [];
 new PerformanceObserver(list => list.getEntries().forEach(e => paints.push(
@@ -231,7 +217,7 @@ def first_visit(browser, address, *, slow):
     return total, paints
 
 
-@in_browser
+@needs_browser
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", c.chapters(), ids=lambda p: p.stem)
 def test_what_a_first_visit_transfers(browser, base, path):
@@ -247,7 +233,7 @@ def heaviest():
     return [page.stem for page in sorted(known, key=weight)[-2:]]
 
 
-@in_browser
+@needs_browser
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["index", *heaviest()])
 def test_the_largest_paint_on_a_phone(browser, base, name):

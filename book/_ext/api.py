@@ -24,7 +24,7 @@ from tools import equations, repository
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES: dict[str, tuple[str, int]] = {}  # full name -> file, line
-LETTER = re.compile(r"^(:param [^:]+: )([A-Za-z]\.)")  # "D." is no item of a list
+LETTER = re.compile(r"(?m)^( +\w+: )([A-Za-z]\.)(?=\s|$)")  # "x: D." is no list
 
 
 def escape(docstring: str) -> str:
@@ -98,8 +98,8 @@ class Package(SphinxDirective):
 
     def docstring(self, node: ast.AST, what: str) -> list[str]:
         text = escape(ast.get_docstring(node) or "")
-        lines = GoogleDocstring(text, self.config, self.env.app, what).lines()
-        return [*(LETTER.sub(r"\1\\\2", line) for line in lines), ""]
+        text = LETTER.sub(r"\1\\\2", text)
+        return [*GoogleDocstring(text, self.config, self.env.app, what).lines(), ""]
 
     def describe(
         self, node: Function | ast.ClassDef, module: str, path: Path, owner: str = ""

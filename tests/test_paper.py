@@ -70,7 +70,10 @@ def test_slides_obey_the_keys(visits, serve, wide_book):
     page = open_deck(visits, serve(wide_book), "slides/07-second.html")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("() => location.hash === '#/section-7-1-1'")
-    assert page.get_by_role("heading", name="What changed").is_visible()
+    heading = page.get_by_role("heading", name="What changed")
+    heading.wait_for()
+    box = page.locator("section.present").bounding_box()
+    assert box["width"] > 1000 and box["y"] >= 0, f"the slide fills the window: {box}"
 
 
 def test_slides_print_one_on_a_page(visits, serve, wide_book, tmp_path):

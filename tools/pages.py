@@ -24,7 +24,8 @@ def chapters(site: Path) -> list[Path]:
 
 def is_control(element: Tag) -> bool:
     """Whether an element means nothing outside its page."""
-    return element.name == "button" or "headerlink" in element.get("class", [])
+    classes = {"headerlink", "ways-to-run"}
+    return element.name == "button" or not classes.isdisjoint(element.get("class", []))
 
 
 def article(text: str) -> Tag:

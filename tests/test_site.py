@@ -190,7 +190,8 @@ def second(tmp_path_factory):
         "See Figures 7.1 and 2.1, (2.1), equation (2.2), Theorem 2.1, Chapter 2, "
         "Sections 2.1 and 7.1, Exercise 2.1, a value of (0.5), `eq-first-bound`.\n\n"
         "*Proof by example.* One line.\n\n$$\nx = x\n$$\n\nDone. ∎\n\n"
-        "Life goes on.\n\n*Proof.* Left to the reader.",
+        "Life goes on.\n\n*Proof of more.* See\n\n$$\ny = y \\text{. ∎}\n$$\n\n"
+        "> **Theorem 7.2.** More.\n\n*Proof.* Left to the reader.",
     )
     status, said = site.build(root)
     assert status == 0, said
@@ -244,10 +245,12 @@ def test_boxes_and_captions(second):
 
 def test_a_proof_can_be_folded(second):
     folds = re.findall(r"(?s)<details class=.proof. open>(.*?)</details>", second)
-    assert len(folds) == 1  # what has no end is left as it is
+    assert len(folds) == 2  # what has no end is left as it is
     assert folds[0].startswith("<summary>Proof by example</summary>")
     assert "One line." in folds[0] and "math" in folds[0] and "∎" in folds[0]
     assert "Life goes on." not in folds[0]
+    assert folds[1].startswith("<summary>Proof of more</summary>")
+    assert "y = y" in folds[1] and "Theorem 7.2" not in folds[1]
     assert "<em>Proof.</em> Left to the reader." in second
 
 

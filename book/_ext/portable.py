@@ -170,7 +170,7 @@ class Portable(SphinxTransform):
                 continue
             siblings = paragraph.parent.children
             start = end = siblings.index(paragraph)
-            while not siblings[end].astext().rstrip().endswith("∎"):
+            while "∎" not in siblings[end].astext():
                 end += 1
                 if end == len(siblings) or isinstance(siblings[end], nodes.section):
                     break

@@ -190,7 +190,7 @@ def repository_of_this(folder: Path) -> Path:
         subprocess.run(command, check=True, capture_output=True)
 
     git("init", f"--initial-branch={repository.home().branch}")
-    git("add", "--all", "--", ".", ":!.venv*")
+    git("add", "--all", ".")
     author = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     git(*author, "commit", "--message=x", "--no-gpg-sign")
     return copy

@@ -104,10 +104,14 @@ class Visits:
         self.page = browser.new_page(reduced_motion="reduce")
         self.base, self.complaints = "", []
         self.page.on("request", self.request)
-        self.page.on("requestfailed", lambda r: self.note("failed", r.url))
+        self.page.on("requestfailed", self.failed)
         self.page.on("response", lambda r: r.status < 400 or self.note(r.status, r.url))
         self.page.on("pageerror", lambda e: self.note("error", e))
         self.page.on("console", self.console)
+
+    def failed(self, request):
+        if request.failure != "net::ERR_ABORTED":  # given up, for the next page
+            self.note("failed", request.failure, request.url)
 
     def note(self, *words):
         self.complaints.append(" ".join(map(str, words))[:300])
@@ -134,7 +138,6 @@ class Visits:
 
     def open(self, base, path, width=1440, scheme="light"):
         """Go to a page and wait until its formulas stand."""
-        self.page.goto("about:blank")  # what the last page still waits for is given up
         self.base, self.complaints = base, []
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.emulate_media(

@@ -138,6 +138,7 @@ class Visits:
 
     def open(self, base, path, width=1440, scheme="light"):
         """Go to a page and wait until its formulas stand."""
+        self.page.goto("about:blank")  # the last page asks for nothing more
         self.base, self.complaints = base, []
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.emulate_media(

@@ -27,7 +27,7 @@ OVERFLOW = """() => {
       const r = e.getBoundingClientRect();
       const by = Math.max(r.right - box.right, r.bottom - box.bottom, box.left - r.left,
         body?.contains(e) ? Math.max(inner.top - r.top, r.bottom - inner.bottom) : 0);
-      if (r.width && r.height && by > 12)  // of 720; the foot of a slide is free
+      if (r.width && r.height && by > 3)  // of 720
         found.push([slide.parentElement.id, e.tagName, Math.round(by)]);
     });
     const size = parseFloat(body?.style.fontSize || 1);

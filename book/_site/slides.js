@@ -1,7 +1,7 @@
 // A deck: fit each slide to its size, then hand over to reveal.js.
 const SIZE = { width: 1280, height: 720 };
 
-// Wide formulas, tables and code shrink to the width; then all of a slide to the height.
+// Wide formulas, tables and code shrink to the width; then all of a slide to its room.
 function fit(slide) {
   const body = slide.querySelector(".body");
   if (!body) return;
@@ -12,12 +12,24 @@ function fit(slide) {
     const own = Math.min(room, e.clientWidth);
     if (width > own) e.style.fontSize = `${own / width}em`;
   });
-  const height = () =>
-    body.lastElementChild.getBoundingClientRect().bottom -
-    body.firstElementChild.getBoundingClientRect().top;
-  for (let size = 1; size > 0.3 && height() > body.clientHeight; size -= 0.02) {
+  for (let size = 1; size > 0.3 && !holds(body); size -= 0.02) {
     body.style.fontSize = `${size}em`;
   }
+}
+
+// Whether all that is in a box is within it, but for a pixel or two.
+function holds(box) {
+  const outer = box.getBoundingClientRect();
+  return [...box.querySelectorAll("*:not(mjx-assistive-mml, mjx-assistive-mml *)")]
+    .map((e) => e.getBoundingClientRect())
+    .filter((r) => r.width && r.height)
+    .every(
+      (r) =>
+        r.top > outer.top - 2 &&
+        r.bottom < outer.bottom + 2 &&
+        r.left > outer.left - 2 &&
+        r.right < outer.right + 2,
+    );
 }
 
 addEventListener("load", async () => {

@@ -111,6 +111,16 @@ def test_a_chapters_preview_is_one_of_its_figures(heads):
     assert heads["index"].meta["og:image"] == f"{BASE}_static/preview.png"
 
 
+def test_slides_have_the_preview_of_their_page(heads):
+    for name in ["index", *(p.stem for p in c.chapters())]:
+        head, page = Head(SITE / "slides" / f"{name}.html"), heads[name]
+        assert head.canonical == head.meta["og:url"] == f"{BASE}slides/{name}.html"
+        assert head.meta["og:title"].startswith("Slides: ")
+        assert head.meta["description"] != page.meta["description"]
+        for key in ("og:image", "og:image:alt", "og:image:width", "og:image:height"):
+            assert head.meta[key] == page.meta[key], (name, key)
+
+
 def test_the_picture_of_the_book_shows_a_true_bound():
     _, evidence, bounds, means = preview.curves()
     for bound in bounds:

@@ -30,8 +30,8 @@ from pathlib import Path
 
 from bs4 import NavigableString, Tag
 
+from tools import built
 from tools import conventions as c
-from tools import pages
 
 FULL = 13  # lines of text on a slide
 LINE = 74  # characters of a line
@@ -404,7 +404,7 @@ def relocate(chapter: Tag, page: str) -> None:
     def where(address: str) -> str:
         return f"../{page}{address}" if address.startswith("#") else f"../{address}"
 
-    pages.move_links(chapter, where)
+    built.move_links(chapter, where)
     for element in chapter.find_all(id=True):
         if element.name != "section" and not element["id"].startswith("player-"):
             del element["id"]
@@ -417,8 +417,10 @@ HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <meta name="description" content="{title}: slides of the book {book}">
-<link rel="icon" href="../_static/favicon.svg">
+{preview}<link rel="icon" href="../_static/favicon.svg">
 """
+PREVIEW = re.compile(r'<meta property="og:(?:site_name|type|image[:a-z]*)".*?>')
+CANONICAL = re.compile(r'<link rel="canonical" href="([^"]*/)[^"/]*"')
 DECK = (
     HEAD
     + """<link rel="stylesheet" href="../_static/reveal/reveal.css">
@@ -467,10 +469,32 @@ PDF, open it with <code>?print-pdf</code> at the end of its address.</p>
 )
 
 
+def preview(page: str, title: str, name: str) -> str:
+    """What a link to slides shows: their title, and the picture of a page of the book.
+
+    Args:
+        page: the page, as HTML.
+        title: of the slides.
+        name: of their file.
+    """
+    home = CANONICAL.search(page)
+    if home is None:
+        return ""
+    address = f"{home[1]}slides/{name}"
+    tags = [
+        f'<link rel="canonical" href="{address}">',
+        f'<meta property="og:url" content="{address}">',
+        f'<meta property="og:title" content="Slides: {title}">',
+        '<meta name="twitter:card" content="summary_large_image">',
+        *PREVIEW.findall(page),
+    ]
+    return "\n".join(tags) + "\n"
+
+
 def deck(page: Path, book: str, mathjax: str) -> tuple[str, int]:
     """The slides of a chapter as a page, and their number."""
     text = INPUT.sub("<div><div><div><pre></pre>", page.read_text(encoding="utf-8"))
-    chapter = pages.article(text)
+    chapter = built.article(text)
     relocate(chapter, page.name)
     title = chapter.h1.decode_contents()
     shown = opening(chapter, page.name, book)
@@ -480,9 +504,11 @@ def deck(page: Path, book: str, mathjax: str) -> tuple[str, int]:
         for k, slide in enumerate(slides_of(section, page.name, page.parent), 1):
             ident = f"section-{slide.number.replace('.', '-')}-{k}"
             shown.append(section_html(slide, ident, title))
+    name = html.escape(chapter.h1.get_text())
     text = DECK.format(
-        title=html.escape(chapter.h1.get_text()),
+        title=name,
         book=html.escape(book),
+        preview=preview(text, name, page.name),
         mathjax=mathjax,
         slides="\n".join(shown),
     )
@@ -494,8 +520,8 @@ def build(site: Path, book: str) -> list[Path]:
     folder = site / "slides"
     folder.mkdir(exist_ok=True)
     found, listed = [], []
-    chapters = pages.chapters(site)
-    mathjax = pages.mathjax(chapters)
+    chapters = built.chapters(site)
+    mathjax = built.mathjax(chapters)
     for page in chapters:
         text, count = deck(page, book, mathjax)
         found.append(folder / page.name)
@@ -504,8 +530,12 @@ def build(site: Path, book: str) -> list[Path]:
         number, _, name = title.partition(". ")
         link = f'<a href="{page.name}">{name}</a>'
         listed.append(f'<li value="{number}">{link}, {count} slides</li>')
+    home = (site / "index.html").read_text(encoding="utf-8")
     index = INDEX.format(
-        title="Slides", book=html.escape(book), decks="\n".join(listed)
+        title="Slides",
+        book=html.escape(book),
+        preview=preview(home, "one deck for each chapter", "index.html"),
+        decks="\n".join(listed),
     )
     (folder / "index.html").write_text(index, encoding="utf-8")
     return found

@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # also for the API page, where aevb is not installed
     sys.path.insert(0, str(ROOT))
 
+from tools import built, references, repository
 from tools import conventions as c
-from tools import pages, references, repository
 
 logger = logging.getLogger(__name__)
 
@@ -334,7 +334,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
-    pages.copy_files(
+    built.copy_files(
         "sphinx-mathjax-offline", "/static/mathjax/", MATHJAX, static / "mathjax"
     )
     Path(app.outdir, ".nojekyll").touch()

@@ -11,8 +11,8 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from tools import built, slides
 from tools import conventions as c
-from tools import pages, slides
 
 REVEAL = {"dist/": ("reveal.css", "reveal.js"), "plugin/notes/": ("notes.js",)}
 
@@ -42,10 +42,10 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
         return
     site = Path(app.outdir)
     for folder, names in REVEAL.items():
-        pages.copy_files(
+        built.copy_files(
             "sphinx-revealjs", f"/revealjs/{folder}", names, site / "_static/reveal"
         )
-    pages.copy_files(
+    built.copy_files(
         "sphinx-revealjs", "/revealjs/", ["LICENSE"], site / "_static/reveal"
     )
     slides.build(site, app.config.project)

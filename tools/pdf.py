@@ -23,8 +23,8 @@ from pathlib import Path
 import yaml
 from bs4 import Tag
 
+from tools import built
 from tools import conventions as c
-from tools import pages
 
 STYLES = re.compile(r'<link [^>]*href="(_static/[^"?]+\.css)[^>]*>')
 CHROMIUM = "chromium", "chromium-browser", "google-chrome"
@@ -54,7 +54,7 @@ def parts(root: Path) -> list[tuple[str, list[str]]]:
 
 def article(name: str, site: Path, names: list[str], home: str) -> Tag:
     """A page, with anchors and links that hold in the whole book."""
-    page = pages.article((site / f"{name}.html").read_text(encoding="utf-8"))
+    page = built.article((site / f"{name}.html").read_text(encoding="utf-8"))
 
     def where(address: str) -> str:
         path, _, anchor = address.partition("#")
@@ -64,7 +64,7 @@ def article(name: str, site: Path, names: list[str], home: str) -> Tag:
             return f"{site.as_uri()}/{address}" if inside else home + address
         return f"#{target}--{anchor}" if anchor else f"#{target}"
 
-    pages.move_links(page, where)
+    built.move_links(page, where)
     for element in page.find_all(id=True):
         element["id"] = f"{name}--{element['id']}"
     page["id"] = name
@@ -135,7 +135,7 @@ def compose(root: Path, site: Path) -> str:
     links = "\n".join(
         f'<link rel="stylesheet" href="{site.as_uri()}/{x}">' for x in styles
     )
-    settings = pages.mathjax(site / f"{name}.html" for name in names)
+    settings = built.mathjax(site / f"{name}.html" for name in names)
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = "\n".join(map(str, articles.values()))
     return f"""<!DOCTYPE html>
@@ -185,6 +185,14 @@ def page_numbers(pdf: Path) -> dict[str, int]:
     return numbers
 
 
+def pack(pdf: Path) -> None:
+    """Compress what Chromium leaves open: half of the file is the tags of formulas."""
+    import pikepdf
+
+    with pikepdf.open(pdf, allow_overwriting_input=True) as book:
+        book.save(pdf, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+
+
 def print_page(source: Path, target: Path, browser_path: str) -> None:
     """Print a composed book: once for the numbers of its pages, and once with them."""
     from playwright.sync_api import sync_playwright
@@ -212,6 +220,7 @@ def print_page(source: Path, target: Path, browser_path: str) -> None:
         )
         page.pdf(**options)
         browser.close()
+    pack(target)
 
 
 def build(root: Path, target: Path) -> None:

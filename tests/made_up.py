@@ -92,9 +92,9 @@ def chapter(path: Path, home: repository.Home, *, extra: str = "", code: str = "
         new_markdown_cell(f"## {n}.2 Pitfalls\n\nSee Figure {n}.1.\n\n" + extra),
         new_markdown_cell(f"## {n}.3 Take-aways\n\nTable {n}.1 says it."),
         new_markdown_cell(
-            f"## {n}.4 Exercises\n\n> **Exercise {n}.1.** Prove ({n}.1).\n\n"
+            f"## {n}.4 Exercises\n\n> **Exercise {n}.1.** (★.) Prove ({n}.1).\n\n"
             "<details>\n<summary>Solution</summary>\n\nSubtract.\n\n</details>\n\n"
-            f"> **Exercise {n}.2.** Write `one()`."
+            f"> **Exercise {n}.2.** (★, code, checked.) Write `one()`."
         ),
         new_code_cell(
             'def one():\n    raise NotImplementedError("your code here")',

@@ -146,14 +146,6 @@ def test_a_stub_stands_above_its_solution(root):
     assert "no solution in code below its stub" in complaints(root, "checked")
 
 
-def test_only_exercises_without_a_check_are_excused():
-    known = {x.number: x for p in CHAPTERS for x in c.exercises(made_up.read(p).cells)}
-    for number in rules.UNCHECKED:
-        exercise = known[number]
-        assert exercise.in_code
-        assert not exercise.checks, f"{number} is checked: excuse it no longer"
-
-
 def test_outputs(root):
     def spoil(notebook):
         notebook.cells[4].execution_count = 7

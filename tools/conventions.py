@@ -290,6 +290,7 @@ class Exercise:
     """An exercise, and the indices of the cells that belong to it."""
 
     number: str
+    label: str = ""  # in brackets behind the number: effort and kind
     stub: int | None = None  # where readers write their code
     checks: list[int] = field(default_factory=list)  # the cells below the stub
     solution: int | None = None  # the cell with the code
@@ -301,23 +302,35 @@ class Exercise:
         return self.stub is not None or (self.solution is not None and not self.written)
 
 
+def label_behind(text: str, end: int) -> str:
+    """
+    Example:
+        >>> label_behind("> **Exercise 2.3.** (★★, checked.) Prove", 16)
+        '★★, checked.'
+    """
+    m = re.match(r"\.\*\* \(([^)]*)\)", text[end:])
+    return m[1] if m else ""
+
+
 def exercises(cells: Sequence[Mapping[str, Any]]) -> list[Exercise]:
     """The exercises of a chapter, in order."""
     found: list[Exercise] = []
     for i, cell in enumerate(cells):
         source = cell["source"]
         if cell["cell_type"] == "markdown":
-            spots: list[tuple[int, str]] = [
-                (d.start, d.number) for d in definitions(source) if d.kind == "Exercise"
+            spots: list[tuple[int, Exercise | None]] = [
+                (d.start, Exercise(d.number, label_behind(source, d.end)))
+                for d in definitions(source)
+                if d.kind == "Exercise"
             ]
             spots += [
-                (start, "")
+                (start, None)
                 for summary, start, _ in answers(source)
                 if "solution" in summary.lower()
             ]
-            for _, number in sorted(spots):
-                if number:
-                    found.append(Exercise(number))
+            for _, exercise in sorted(spots, key=lambda spot: spot[0]):
+                if exercise is not None:
+                    found.append(exercise)
                 elif found:
                     found[-1].written = True
         elif m := SOLUTION.match(source):

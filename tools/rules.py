@@ -83,8 +83,6 @@ SECTIONS = {
     "references": r"\breferences\b",
 }
 MODEL_CHAPTERS = range(6, 11)
-# In code, and without a check so far: it comes with the next run of their chapters.
-UNCHECKED = {"8.6", "9.5", "9.6"}
 AMERICAN = re.compile(
     r"\b(\w*(?:maxim|minim|optim|factor|normal|regular|marginal|amort|general|initial|"
     r"summar|real|parametr|parameter|visual|recogn|emphas|quant|binar|special|penal|"
@@ -471,7 +469,7 @@ def checked(chapter: Chapter) -> Iterator[str]:
     cells = chapter.notebook.cells
     for exercise in c.exercises(cells):
         where = f"Exercise {exercise.number}"
-        if not exercise.in_code or exercise.number in UNCHECKED:
+        if not exercise.in_code:
             continue
         if exercise.stub is None:
             yield f"{where} has no stub, a cell with the tag exercise"
@@ -481,6 +479,21 @@ def checked(chapter: Chapter) -> Iterator[str]:
             yield f"{where} has no check, a cell below the stub: check_...(...)"
         elif not re.search(r"^assert check_", cells[exercise.solution].source, re.M):
             yield f"{where}: its solution does not assert that it passes the check"
+
+
+@rule
+def labelled(chapter: Chapter) -> Iterator[str]:
+    """An exercise says how hard it is, and whether it is in code and checked."""
+    cells = chapter.notebook.cells
+    for exercise in c.exercises(cells):
+        stub = cells[exercise.stub].source if exercise.stub is not None else ""
+        code = ", code" if re.search(r"^(def|class) ", stub, re.M) else ""
+        checked = ", checked" if exercise.checks else ""
+        if not re.fullmatch(rf"★{{1,3}}{code}{checked}\.", exercise.label):
+            yield (
+                f"Exercise {exercise.number}: its label is ({exercise.label}), not "
+                f"(★{code}{checked}.) with one star, two or three"
+            )
 
 
 @rule

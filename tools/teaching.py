@@ -32,7 +32,7 @@ from tools.results import duration, markdown
 WORDS_A_MINUTE = 120
 SECONDS_A_DISPLAY = 45
 SECONDS_A_LINE_OF_CODE = 5
-# Minutes for an exercise of so many stars; one without stars counts as one of two.
+# Minutes for an exercise of so many stars; until it has some, it counts as one of two.
 MINUTES = {1: 10, 2: 40, 3: 120}
 
 BLOCK = re.compile(r"(?s)(<!-- made: ([a-z ]+) -->\n).*?(<!-- end -->)")
@@ -269,7 +269,6 @@ def effort(text: str, chapters: dict[str, Chapter]) -> str:
     """How many exercises each chapter has, by their stars."""
     columns: list[tuple[str, Callable[[Label], bool]]] = [
         *(("★" * n, partial(lambda n, e: e.stars == n, n)) for n in MINUTES),
-        ("no star", lambda e: e.stars == 0),
         ("check themselves", lambda e: e.checked),
         ("all", lambda e: True),
     ]
@@ -290,7 +289,7 @@ def rates(text: str, chapters: dict[str, Chapter]) -> str:
         f"Reading is counted at {WORDS_A_MINUTE} words a minute, with"
         f" {SECONDS_A_DISPLAY} seconds for a displayed formula and"
         f" {SECONDS_A_LINE_OF_CODE} for a line of code that is not folded away;"
-        f" exercises at {stars}, and {MINUTES[2]} without stars."
+        f" exercises at {stars}."
     )
 
 

@@ -21,6 +21,7 @@ from torch.distributions import Distribution, Independent
 from aevb.distributions import rsample
 from aevb.evaluation import Estimate
 from aevb.model import ElboTerms, LatentVariableModel, check_count
+from aevb.randomness import preserved
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def _quiet(model: LatentVariableModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with preserved(device):
             yield
     finally:
         model.train(training)

@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from aevb.distributions import detached, rsample
 from aevb.model import ElboTerms, LatentVariableModel, check_count
+from aevb.randomness import preserved
 
 
 def analytic_kl(
@@ -578,7 +579,7 @@ def gradient_samples(
         randomness="different",
         chunk_size=chunk_size,
     )
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with preserved(x.device):
         torch.manual_seed(seed)
         parts = gradients(moving, torch.empty(draws))
     return torch.cat([part.flatten(1) for part in parts.values()], 1)

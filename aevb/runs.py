@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import aevb
 from aevb import data, estimators, evaluation, models, weights
+from aevb.files import replacing
 from aevb.model import ElboTerms, LatentVariableModel
 from aevb.recipes import Recipe
 from aevb.training import History, choose_device, fit
@@ -332,10 +333,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside the old file, then replace it: never half a file."""
-    partial_file = path.with_name(path.name + ".partial")
-    partial_file.write_text(text, encoding="utf-8")
-    partial_file.replace(path)
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 # --- scores -------------------------------------------------------------------------

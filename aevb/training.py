@@ -11,7 +11,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 
 from aevb import evaluation
 from aevb.data import Batches
+from aevb.files import replacing
 from aevb.model import ElboTerms, LatentVariableModel, check_count
 from aevb.parallel import Processes
 from aevb.randomness import (
     WholeBatch,
     batch_dimensions,
+    preserved,
     random_state,
     seed_device,
     set_random_state,
@@ -289,10 +291,9 @@ def fit(
             "examples": batches.num_examples,
         },
     )
-    gpu = [device] if device.type == "cuda" else []
     first = processes.rank == 0  # the one that shows and writes
     processes.same(model, run.settings)
-    with torch.random.fork_rng(gpu), run.only_update(), run.explained(checkpoint):
+    with preserved(device), run.only_update(), run.explained(checkpoint):
         seed_device(seed, device)
         if resume:
             run.load(checkpoint)
@@ -556,7 +557,6 @@ class _Run:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a checkpoint beside the old one, then replace it: never half a file."""
-        path = Path(path)
         state = {
             "settings": self.settings,
             "model": self.model.state_dict(),
@@ -567,14 +567,10 @@ class _Run:
             "random": self.random(),
             "epoch_random": self.epoch_random,
         }
-        beside = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, beside)
-            beside.replace(path)
+            with replacing(path) as beside:
+                torch.save(state, beside)
         except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                beside.unlink()
             tqdm.write(
                 f"fit: could not write the checkpoint {path} ({error}); training goes"
                 " on, and the previous checkpoint, if any, is as it was"

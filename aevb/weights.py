@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from aevb import models
+from aevb.files import replacing
 from aevb.model import LatentVariableModel
 
 FOLDER = Path(__file__).parent / "trained"
@@ -137,11 +138,8 @@ def save(
         (True, 64)
     """
     content = to_bytes(model.state_dict(), half)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with replacing(path) as beside:
+        beside.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 

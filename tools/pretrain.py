@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from aevb import data, em, runs, weights
+from aevb.files import replacing
 from aevb.model import LatentVariableModel
 from aevb.notebook import budget, fast
 from aevb.recipes import RECIPES, Recipe
@@ -231,9 +232,8 @@ def write_entry(name: str, entry: dict[str, Any], folder: Path) -> None:
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     new = old | {name: entry}
     ordered = {key: new[key] for key in RECIPES if key in new}
-    fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
 
 
 def record(seconds: float | None, note: str = "") -> dict[str, Any]:

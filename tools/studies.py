@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from aevb.files import replacing
 from aevb.training import choose_device
 from tools import conventions as c
 from tools.stamps import script_sha256
@@ -93,7 +94,5 @@ def write(path: Path, script: Path, settings: dict[str, Any], runs: list[Job]) -
     """Replace the file in one step: it is never half written."""
     seconds = sum(run["seconds"] for run in runs)
     result = {"stamp": stamp(script, seconds), "settings": settings, "runs": runs}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

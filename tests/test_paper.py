@@ -36,6 +36,12 @@ OVERFLOW = """() => {
   return found;
 }""".replace("SMALLEST", "0.62")
 
+ALL_AT_ONCE = """() => document.querySelectorAll(".slides > section").forEach((e) => {
+  e.removeAttribute("hidden");
+  e.removeAttribute("aria-hidden");
+  e.style.cssText = "display: block; position: static; transform: none";
+})"""
+
 
 def open_deck(visits, base, path, options=""):
     page = visits.open(base, path + options, width=1280)
@@ -47,6 +53,9 @@ def open_deck(visits, base, path, options=""):
 def test_slides_hold_what_is_on_them(visits, this_site, name):
     page = open_deck(visits, this_site, f"slides/{name}.html")
     assert page.evaluate(OVERFLOW) == []
+    if AXE.exists():
+        page.evaluate(ALL_AT_ONCE)
+        assert axe(page, "{exclude: [['mjx-container']]}") == []
 
 
 def test_slides_are_accessible(visits, serve, wide_book):

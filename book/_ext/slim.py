@@ -5,7 +5,8 @@
 2.  The icon fonts and their style sheet keep the icons that the site shows.
 3.  The search and its index, which the theme loads everywhere for a search box that
     answers while one types (it is off), are loaded by the page of the search alone.
-4.  What MyST-NB writes is made valid: a ``<summary>`` holds no paragraphs.
+4.  What MyST-NB writes is made valid: a ``<summary>`` holds no paragraphs, and the
+    empty corner of a table is no header of anything.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sphinx.util.images import get_image_size
 
 IMAGE = re.compile(r'<img [^>]*?src="_images/([^"]+)"[^>]*?(?= ?/?>)')
 TOGGLE = re.compile(r'<p class="(collapsed|expanded) admonition-title">(.*?)</p>')
+CORNER = re.compile(r"<th\b([^>]*)>\s*(?:<p>\s*</p>\s*)?</th>")
 ICON = re.compile(
     r'(?:\.fa-[a-z0-9-]+:before,?)+\{content:"\\([0-9a-f]+) ?"\}'  # .fa-x:before{...}
 )
@@ -62,6 +64,7 @@ def page(
 
     body = IMAGE.sub(complete, context["body"])
     body = re.sub(r'(href="_images/[^"]+)\.png"', r'\1.webp"', body)
+    body = CORNER.sub(r"<td\1></td>", body)
     context["body"] = TOGGLE.sub(r'<span class="\1 admonition-title">\2</span>', body)
 
 

@@ -289,11 +289,12 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 
 def test_a_history_that_cannot_be_written_is_written_later(tmp_path, capsys):
+    (tmp_path / "later").write_text("a file where a folder should be")
     write = runs.Lines(tmp_path / "later" / "history.jsonl")
     history = training.History(step=[1.0])
     write(history)
     assert "could not be written" in capsys.readouterr().err
-    (tmp_path / "later").mkdir()
+    (tmp_path / "later").unlink()
     history.append({"step": 2})
     write(history)
     assert lines(tmp_path / "later") == [{"step": 1}, {"step": 2}]

@@ -146,6 +146,18 @@ def test_a_stub_stands_above_its_solution(root):
     assert "no solution in code below its stub" in complaints(root, "checked")
 
 
+@pytest.mark.parametrize("label", ["(★, code.)", "(★, checked.)", "(code, checked.)"])
+def test_an_exercise_says_what_it_is(root, label):
+    def other_label(notebook):
+        cell = next(x for x in notebook.cells if "Exercise 7.2" in x.source)
+        cell.source = cell.source.replace("(★, code, checked.)", label)
+
+    edit(root, other_label)
+    assert f"its label is {label}, not (★, code, checked.)" in complaints(
+        root, "labelled"
+    )
+
+
 def test_outputs(root):
     def spoil(notebook):
         notebook.cells[4].execution_count = 7

@@ -112,10 +112,10 @@ def test_made_up_guide(root):
     assert "old" not in text and "| Three |" not in text
     sections = teaching.read(root)["2"].sections
     covered = teaching.time(sum(sections[f"2.{k}"] for k in (1, 2, 3)))
-    tasks = teaching.time(60 * 2 * teaching.MINUTES[2])
+    tasks = teaching.time(60 * 2 * teaching.MINUTES[1])
     assert f"| One | {covered} | {tasks} |  |  |" in text
-    assert "| [Chapter 2](02-first.ipynb) | 0 | 0 | 0 | 2 | 0 | 2 |" in text
-    assert "| all together | 0 | 0 | 0 | 4 | 0 | 4 |" in text
+    assert "| [Chapter 2](02-first.ipynb) | 2 | 0 | 0 | 1 | 2 |" in text
+    assert "| all together | 4 | 0 | 0 | 2 | 4 |" in text
 
 
 def test_times_of_the_made_up_book(root):

@@ -38,7 +38,6 @@ MINUTES = {1: 10, 2: 40, 3: 120}
 BLOCK = re.compile(r"(?s)(<!-- made: ([a-z ]+) -->\n).*?(<!-- end -->)")
 SESSION = re.compile(r"(?ms)^### (?P<title>[^\n]+)\n(?P<text>.*?)(?=^##|\Z)")
 BULLET = r"(?ms)^\* \*\*{}\.\*\* (.*?)(?=^\*|\n\n|\Z)"
-BOX = re.compile(r"\*\*Exercise (" + c.NUM + r")\.\*\* *(?:\(([^)]*)\))?")
 DETAILS = re.compile(r"(?s)<details>.*?</details>")
 
 
@@ -138,10 +137,12 @@ def labels(text: str) -> dict[str, Label]:
         >>> labels("> **Exercise 2.3.** (★★, code, checked) *A title.* …")
         {'2.3': Label(stars=2, checked=True)}
     """
-    return {
-        number: Label(about.count("★"), "checked" in about.lower())
-        for number, about in BOX.findall(c.without_code(text))
-    }
+    found = {}
+    for d in c.definitions(text):
+        if d.kind == "Exercise":
+            about = c.label_behind(text, d.end)
+            found[d.number] = Label(about.count("★"), "checked" in about)
+    return found
 
 
 def reading_time(text: str) -> float:

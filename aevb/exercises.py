@@ -18,6 +18,7 @@ could not tell one of its wrong answers from the right one is refused when it is
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aevb.randomness import preserved, seed_device
+
 __all__ = ["FunctionCheck", "NumberCheck", "PropertyCheck", "Verdict"]
 
 NO_ANSWER = "No answer yet: replace the line that says 'your code here', and run again."
 RIGHT = "Right."
+CPU = torch.device("cpu")  # where the inputs of checks lie
 
 
 @dataclass(frozen=True)
@@ -240,8 +244,8 @@ def _call(function: Callable, inputs: Sequence[tuple]) -> list[Any]:
 
 def _seeded(function: Callable, *arguments: Any) -> Any:
     """One call, with a freshly seeded generator, which is then put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with preserved(CPU):
+        seed_device(0, CPU)
         return function(*arguments)
 
 
@@ -265,7 +269,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

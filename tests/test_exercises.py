@@ -159,6 +159,22 @@ def test_properties_leave_inputs_and_the_global_generator_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_models_among_the_inputs_are_copied():
+    """A state_dict shares its memory with the model."""
+    start = torch.nn.Linear(2, 3)
+    old = start.weight.detach().clone()
+    check = PropertyCheck(
+        [(start,)], [(lambda made: (made.weight == 0).all(), "All weights are zero.")]
+    )
+
+    def zeroed(model):
+        model.state_dict()["weight"].zero_()
+        return model
+
+    assert check(zeroed) and check(zeroed)
+    assert torch.equal(start.weight, old)
+
+
 def test_a_property_needs_a_message_of_its_own():
     def fine(value):
         return True

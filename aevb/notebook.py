@@ -25,11 +25,19 @@ def fast() -> bool:
     return os.environ.get("AEVB_FAST", "") not in ("", "0")
 
 
-def setup(seed: int = 0) -> None:
-    """Seed torch, set the figures' style and say what the notebook runs on."""
+def setup(seed: int = 0, device: str | None = None) -> None:
+    """Seed torch, set the figures' style and say what the notebook runs on.
+
+    Args:
+        device: where the notebook trains if it does not say otherwise; see
+            :func:`aevb.training.choose_device` for None. Small models are faster on
+            the CPU, where a chapter's own tensors are.
+    """
     from aevb.plotting import book_style
 
     torch.manual_seed(seed)
+    if device is not None:
+        os.environ["AEVB_DEVICE"] = device
     book_style()
     device = choose_device()
     if device.type == "cuda":

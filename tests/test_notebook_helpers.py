@@ -9,6 +9,7 @@ import torch
 
 import aevb
 from aevb import data, models, notebook
+from aevb.training import choose_device
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,12 @@ def test_setup_seeds_and_says_what_it_runs_on(capsys, monkeypatch):
     monkeypatch.setenv("AEVB_FAST", "1")
     notebook.setup()
     assert "fast speed" in capsys.readouterr().out
+
+
+def test_setup_places_the_training_of_the_whole_notebook(monkeypatch):
+    monkeypatch.setenv("AEVB_DEVICE", "cuda")
+    notebook.setup(device="cpu")
+    assert choose_device() == torch.device("cpu")
 
 
 def test_images_are_digits_in_fast_mode(capsys, monkeypatch):

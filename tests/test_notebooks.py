@@ -200,6 +200,16 @@ def test_accelerator(root):
     assert "trains nothing on MNIST" in complaints(root, "accelerator")
 
 
+def test_device(root):
+    def train(notebook):
+        notebook.cells[4].source = "fit(model, train)"
+
+    edit(root, train)
+    assert "where there is a GPU" in complaints(root, "device")
+    change(root, 4, "fit(model, train)", "fit(model, train)\nmodel.cpu()")
+    assert not complaints(root, "device")
+
+
 def test_size(root):
     def spoil(notebook):
         notebook.cells[4].outputs[0].data["image/png"] = "A" * 1_600_000

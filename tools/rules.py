@@ -222,6 +222,18 @@ def accelerator(chapter: Chapter) -> Iterator[str]:
         yield "it trains nothing on MNIST; leave out accelerator and colab.gpuType"
 
 
+@rule
+def device(chapter: Chapter) -> Iterator[str]:
+    """A chapter that trains has its models where its own tensors are: on the CPU."""
+    code = "\n".join(c.bare_code(cell.source) for _, cell in chapter.code)
+    placed = r'device="cpu"|"device": "cpu"|\.cpu\(\)'
+    if re.search(r"(?<![.\w])fit\(", code) and not re.search(placed, code):
+        yield (
+            "it trains, and where there is a GPU its models stay there; expected"
+            ' setup(seed=0, device="cpu"), or .cpu() after fit'
+        )
+
+
 def hidden(i: int, cell: Any) -> Iterator[str]:
     """Hidden on the site, in JupyterLab and on Colab alike."""
     meta = cell.metadata

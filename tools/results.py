@@ -224,7 +224,7 @@ def recipe_text(recipe: dict[str, Any]) -> str:
     for stage in recipe["stages"]:
         told = stage.get("groups")
         if told:
-            stages.append(f"{told['stage']['epochs']} for the groups")
+            stages.append(f"{count(*length(told['stage']))} for the groups")
         stages.append(count(*length(stage)))
     images = recipe["data"].get("examples")
     if images:

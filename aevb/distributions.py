@@ -20,6 +20,7 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+from torch.distributions.transforms import Transform, _InverseTransform
 from torch.nn import functional as F
 
 from aevb.randomness import preserved, seed_device
@@ -269,13 +270,24 @@ def detached(distribution: Distribution) -> Distribution:
         >>> detached(q_z).log_prob(torch.ones(2)).requires_grad
         False
     """
-    constant = copy(distribution)
-    for name, value in vars(distribution).items():
-        if isinstance(value, Tensor):
-            setattr(constant, name, value.detach())
-        elif isinstance(value, Distribution):
-            setattr(constant, name, detached(value))
-    return constant
+    return _constant(distribution)
+
+
+def _constant(value):
+    """The tensors in it detached; distributions and their transforms are copied."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) in (list, tuple):
+        return type(value)(map(_constant, value))
+    if isinstance(value, _InverseTransform):
+        return _constant(value.inv).inv
+    if not isinstance(value, Distribution | Transform):
+        return value
+    new = copy(value)
+    for name, part in vars(value).items():
+        if name != "_inv":  # a transform's link back from its inverse, made anew there
+            setattr(new, name, _constant(part))
+    return new
 
 
 @singledispatch

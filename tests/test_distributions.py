@@ -10,15 +10,26 @@ import pytest
 import torch
 from scipy import integrate, stats
 from torch.distributions import (
+    AffineTransform,
     Binomial,
     Categorical,
+    ComposeTransform,
+    ExpTransform,
     Gamma,
+    Gumbel,
     Independent,
+    Kumaraswamy,
+    LogisticNormal,
     LogNormal,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    Pareto,
     Poisson,
+    RelaxedOneHotCategorical,
+    StudentT,
+    TransformedDistribution,
+    Weibull,
 )
 from torch.distributions import ContinuousBernoulli as ClampedContinuousBernoulli
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
@@ -527,3 +538,42 @@ def test_detached_is_the_same_distribution_as_a_constant():
         assert torch.equal(constant.log_prob(x), p.log_prob(x))
         assert not constant.log_prob(x).requires_grad
         assert p.log_prob(x).requires_grad  # the original is as it was
+
+
+def moved(*transforms):
+    return TransformedDistribution(Normal(torch.zeros(2), 1.0), list(transforms))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Kumaraswamy,
+        Weibull,
+        Gumbel,
+        lambda a, b: Pareto(a / 100, b),
+        LogisticNormal,
+        lambda a, b: Independent(LogNormal(a, b), 1),
+        lambda a, b: RelaxedOneHotCategorical(a[0], logits=b),
+        lambda a, b: StudentT(a, b),
+        lambda a, b: moved(AffineTransform(a, b)),
+        lambda a, b: moved(AffineTransform(a, b, cache_size=1)),
+        lambda a, b: moved(AffineTransform(a, b).inv),
+        lambda a, b: moved(AffineTransform(a, b), ExpTransform().inv.inv),
+        lambda a, b: moved(ComposeTransform([AffineTransform(a, b), ExpTransform()])),
+        lambda a, b: moved(AffineTransform(a, b), ExpTransform()),
+    ],
+)
+def test_detached_reaches_the_transforms(make):
+    a = torch.tensor([2.0, 1.5], requires_grad=True)
+    b = torch.tensor([3.0, 0.5], requires_grad=True)
+    p = make(a, b)
+    x = torch.tensor([0.2, 0.3, 0.5] if make is LogisticNormal else [0.4, 0.6])
+    constant = detached(p)
+    assert type(constant) is type(p)
+    assert torch.equal(constant.log_prob(x), p.log_prob(x))
+    assert not constant.log_prob(x).requires_grad
+    assert p.log_prob(x).requires_grad
+    torch.manual_seed(0)
+    draw = constant.rsample()
+    torch.manual_seed(0)
+    assert torch.equal(draw, p.rsample()) and not draw.requires_grad

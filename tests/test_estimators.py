@@ -6,10 +6,13 @@ from functools import partial
 import pytest
 import torch
 from torch.distributions import (
+    AffineTransform,
     Bernoulli,
     Categorical,
     Independent,
     Laplace,
+    Normal,
+    TransformedDistribution,
     kl_divergence,
 )
 
@@ -643,6 +646,36 @@ def test_both_gradients_agree_in_expectation():
     assert (gap.mean(0).abs() <= 4 * error).all()
     clear = plain.mean(0).abs() > 4 * plain.std(0) / n**0.5
     assert clear.sum() >= 4  # and they are not both zero
+
+
+class Moved(models.VAE):
+    """q(z | x), the same Gaussian, as an affine transformation of N(0, I)."""
+
+    def posterior(self, x):
+        q_z = super().posterior(x)
+        standard = Independent(Normal(torch.zeros_like(q_z.mean), 1.0), 1)
+        move = AffineTransform(q_z.mean, q_z.stddev, event_dim=1)
+        return TransformedDistribution(standard, [move])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *(partial(importance_weighted, gradient=gradient) for gradient in GRADIENTS),
+        importance_resampled,
+    ],
+)
+def test_a_transformed_q_has_the_gradients_of_the_gaussian(small, estimator):
+    model, x = small
+    found = []
+    for kind in (models.VAE, Moved):
+        model.__class__ = kind
+        model.zero_grad()
+        torch.manual_seed(0)
+        bound = estimator(model, x, num_samples=5).elbo.sum()
+        bound.backward()
+        found.append([bound.detach(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(*found)
 
 
 def test_an_exact_q_leaves_nothing_to_learn_and_no_noise():

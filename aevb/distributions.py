@@ -59,6 +59,24 @@ def _mean(logits: Tensor) -> Tensor:
     return torch.where(small, 0.5 + inner * odd, closed)
 
 
+def logit_of_mean(mean: Tensor) -> Tensor:
+    """The logit ℓ of the continuous Bernoulli with this mean, by bisection.
+
+    Args:
+        mean: any shape, in (0, 1); |ℓ| is at most 1000, reached 1 / 1000 from an end.
+
+    Example:
+        >>> ContinuousBernoulli(logit_of_mean(torch.tensor([0.1, 0.5]))).mean
+        tensor([0.1000, 0.5000])
+    """
+    low, high = torch.full_like(mean, -1000.0), torch.full_like(mean, 1000.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = _mean(middle) < mean
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
 class _InLogit(torch.autograd.Function):
     """log p(x | ℓ) with natural parameter ℓ: the gradient is x - mean in ℓ, ℓ in x."""
 

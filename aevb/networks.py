@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
-from aevb.distributions import Bernoulli, ContinuousBernoulli, diagonal_normal
+from aevb.distributions import (
+    Bernoulli,
+    ContinuousBernoulli,
+    diagonal_normal,
+    logit_of_mean,
+)
 
 SMALLEST_STD = 1e-6  # added to every softplus, which underflows to 0 near -100
 
@@ -195,6 +200,11 @@ class BernoulliHead(nn.Module):
         pixels = self.family(logits=self.logits(h), validate_args=False)
         return Independent(pixels, 1, validate_args=False)
 
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        """Set the biases to what gives this mean (size,), where A h is zero."""
+        self.logits.bias.copy_(torch.logit(mean, eps=1e-3))
+
     @staticmethod
     def supports(x: Tensor) -> bool:
         return bool(((x == 0) | (x == 1)).all())
@@ -205,6 +215,10 @@ class ContinuousBernoulliHead(BernoulliHead):
 
     support = "between 0 and 1"
     family = ContinuousBernoulli
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        self.logits.bias.copy_(logit_of_mean(mean.clamp(1e-3, 1 - 1e-3)))
 
     @staticmethod
     def supports(x: Tensor) -> bool:
@@ -225,6 +239,11 @@ class SharedVarianceHead(nn.Module):
         mean = self.mean(h)
         noise = Normal(mean, positive(self.std).expand_as(mean), validate_args=False)
         return Independent(noise, 1, validate_args=False)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        """Set the biases to this mean (size,)."""
+        self.mean.bias.copy_(mean)
 
     @staticmethod
     def supports(x: Tensor) -> bool:

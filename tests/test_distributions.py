@@ -40,6 +40,7 @@ from aevb.distributions import (
     ContinuousBernoulli,
     detached,
     diagonal_normal,
+    logit_of_mean,
     rsample,
 )
 
@@ -508,6 +509,13 @@ def test_rsample_with_a_generator_keeps_the_gradient_of_any_distribution():
     (slope,) = torch.autograd.grad(z.sum(), shape)
     assert (slope > 0).all()
     assert not rsample(Poisson(shape), (), torch.Generator()).requires_grad
+
+
+def test_logit_of_mean_gives_the_mean():
+    mean = torch.tensor([0.002, 0.01, 0.3, 0.4999, 0.5, 0.5001, 0.9, 0.99, 0.998])
+    for kind, rtol in ((mean, 1e-5), (mean.double(), 1e-12)):
+        found = ContinuousBernoulli(logit_of_mean(kind)).mean
+        torch.testing.assert_close(found, kind, rtol=rtol, atol=0)
 
 
 def test_diagonal_normal_sums_over_the_last_dimension():

@@ -238,13 +238,29 @@ def test_unsuitable_data_are_refused(likelihood, x, error, message):
             function(model, x)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_start_at_the_mean(likelihood):
     model = small(likelihood=likelihood)
     x = torch.rand(50, model.data_dim).round()
+    x[:, 0], x[:, 1] = 0.0, 1.0
     assert model.start_at(x) is model
     with torch.no_grad():
         for parameter in model.generative[0].parameters():
             parameter.zero_()  # h = 0: only the output biases are left
     mean = model.likelihood(torch.randn(3, model.latent_dim)).mean
-    torch.testing.assert_close(mean, x.mean(0).clamp(1e-3, 1 - 1e-3).expand(3, -1))
+    expected = x.mean(0)
+    if likelihood != "gaussian":
+        expected = expected.clamp(1e-3, 1 - 1e-3)
+    torch.testing.assert_close(mean, expected.expand(3, -1))
+
+
+@pytest.mark.parametrize(
+    "x, error, message",
+    [
+        (data.Examples(torch.zeros(2, 784)), TypeError, "x is a Examples; expected a"),
+        (torch.zeros(2, 28, 28), ValueError, r"shape \(2, 28, 28\); expected \(N, 784"),
+    ],
+)
+def test_start_at_refuses_what_has_no_mean(x, error, message):
+    with pytest.raises(error, match=message):
+        small().start_at(x)

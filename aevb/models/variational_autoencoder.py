@@ -10,14 +10,7 @@ from torch.distributions import Independent
 
 from aevb.distributions import diagonal_normal
 from aevb.model import LatentVariableModel, check_batch, check_network
-from aevb.networks import (
-    MLP,
-    BernoulliHead,
-    GaussianHead,
-    likelihood_head,
-    linear,
-    positive,
-)
+from aevb.networks import MLP, GaussianHead, likelihood_head, linear, positive
 
 
 class SplitEncoder(nn.Module):
@@ -100,7 +93,6 @@ class VAE(LatentVariableModel):
             self.inference = SplitEncoder(*sizes, dropout, activation)
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
-    @torch.no_grad()
     def start_at(self, x: Tensor) -> VAE:
         """Start p(x | z) at the mean of the data (N, D), whatever z; before training.
 
@@ -112,6 +104,10 @@ class VAE(LatentVariableModel):
         Returns:
             The model itself.
 
+        Raises:
+            TypeError, ValueError: ``x`` is no finite tensor (N, D) of the model's
+                precision.
+
         Example:
             >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
             >>> model = VAE(data_dim=2, hidden=(8,), likelihood="bernoulli").start_at(x)
@@ -119,11 +115,8 @@ class VAE(LatentVariableModel):
             Parameter containing:
             tensor([ 0.0000, -6.9068], requires_grad=True)
         """
-        head, mean = self.generative[-1], x.mean(0)
-        if isinstance(head, BernoulliHead):
-            head.logits.bias.copy_(torch.logit(mean, eps=1e-3))
-        else:
-            head.mean.bias.copy_(mean)
+        check_batch(x, self.data_dim, dtype=self.zero.dtype)
+        self.generative[-1].start_at(x.mean(0))
         return self
 
     def prior(self) -> Independent:

@@ -415,10 +415,13 @@ def labelled(
     trained beside it; for labelled examples, Kingma et al. (2014). Since
     log q(y | x) <= 0, its mean is a lower bound on log p(x, y).
 
+    Where y is given as probabilities of the classes, log p(y) and log q(y | x) are
+    their means under these, and the other parts take y as the model does.
+
     Args:
         model: as for :func:`marginalised`.
         x: (B, D).
-        y: (B,) int64.
+        y: (B,) int64, or probabilities (B, C).
         num_samples: S.
         generator: for the draws; the global one if None.
 
@@ -433,7 +436,9 @@ def labelled(
     q_z = model.posterior(x, y)
     z = rsample(q_z, (num_samples,), generator)  # (S, B, L)
     log_p = model.likelihood(z, y).log_prob(x)  # (S, B)
-    log_y = model.class_prior().log_prob(y) + model.class_posterior(x).log_prob(y)
+    log_y = model.class_prior().logits + model.class_posterior(x).logits  # (B, C)
+    weights = y if y.is_floating_point() else model.classes[y]  # (B, C)
+    log_y = (weights * log_y).sum(-1)
     return ElboTerms(log_p.mean(0), kl_divergence(q_z, model.prior(y)) - log_y)
 
 

@@ -27,6 +27,7 @@ from aevb.estimators import (
     gumbel_softmax,
     importance_resampled,
     importance_weighted,
+    labelled,
     marginalised,
     score_function,
     signal_to_noise,
@@ -444,6 +445,27 @@ def test_class_estimators_generator_seed_and_gradients(name):
     assert torch.equal(torch.get_rng_state(), before)
     gradients = gradient_samples(model, CLASS_ESTIMATORS[name], x, 5)
     assert gradients.isfinite().all() and len(gradients.unique(dim=0)) == 5
+
+
+def test_labelled_takes_labels_and_probabilities():
+    model, x = mixture_model(condition="both")
+    y = torch.tensor([2, 0, 2])
+    seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    hard, one_hot = (
+        labelled(model, x, some, generator=seeded()) for some in (y, model.classes[y])
+    )
+    log_y = model.class_prior().log_prob(y) + model.class_posterior(x).log_prob(y)
+    divergence = kl_divergence(model.posterior(x, y), model.prior(y))
+    assert torch.equal(hard.kl, divergence - log_y)
+    assert all(map(torch.equal, hard, one_hot))
+    soft = torch.softmax(torch.randn(3, 3).double(), -1)
+    log_q = model.class_posterior(x).logits.log_softmax(-1)
+    divergence = kl_divergence(model.posterior(x, soft), model.prior(soft))
+    expected = divergence - (soft * log_q).sum(-1) + math.log(3)
+    for size in (1, 3):  # 3 is the number of classes as well
+        terms = labelled(model, x[:size], soft[:size], generator=seeded())
+        assert terms.reconstruction.shape == (size,)
+        torch.testing.assert_close(terms.kl, expected[:size])
 
 
 @EACH_OF_A_CLASS

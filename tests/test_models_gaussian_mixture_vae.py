@@ -300,6 +300,15 @@ def test_given_classes_train_both_networks(x, condition):
     assert len(fit(model, x, steps=1, progress=False).train_elbo) == 1
 
 
+def test_given_classes_may_be_probabilities(x):
+    model = small(hidden=(32,))
+    model.inputs = ("x", "y")
+    y = model.classes[[0, 1, 2, 1]]
+    assert torch.equal(*(model.elbo(x, some).kl for some in (y, y.argmax(-1))))
+    fit(model, (x, 0.9 * y + 0.1 / 3), steps=300, lr=1e-2, progress=False)
+    assert torch.equal(model.cluster(x), y.argmax(-1))
+
+
 def test_check_of_given_classes():
     model = GaussianMixtureVAE(hidden=(8,))
     model.inputs = ("x", "y")

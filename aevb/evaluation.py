@@ -26,6 +26,7 @@ from aevb.model import ElboTerms, LatentVariableModel, check_count
 
 BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
 STARTS = ("prior", "posterior")  # where annealing may begin
+_WEIGHTED = 100  # examples whose weights are drawn at a time; it decides as well
 _ROWS = 10_000  # chains of all examples that are annealed at a time
 _PILOT = 200, 2  # steps, at most, and chains that find the step sizes
 _GRID_NUMBERS = 4_000_000  # that a grid computes at a time; bounds the memory
@@ -156,15 +157,19 @@ def log_likelihood(
         ValueError: num_samples < 1.
     """
     check_count("num_samples", num_samples)
-    examples = 100
     values = []
     with _evaluating(model, seed) as generator:
-        batches = _batches(model, data, examples)
+        batches = _batches(model, data, _WEIGHTED)
         for batch in progress(batches) if progress else batches:
-            draw = partial(model.log_weights, *batch, generator=generator)
-            # 20 x 100 x D numbers stay in the processor's cache
-            values.append(_log_mean(draw, num_samples, at_a_time=20))
+            values.append(_weighted(model, batch, num_samples, generator))
     return _estimate(torch.cat(values))
+
+
+def _weighted(model, batch, num_samples: int, generator) -> Tensor:
+    """The importance-weighted estimate of log p(x) of one batch: (B,), float64."""
+    draw = partial(model.log_weights, *batch, generator=generator)
+    # 20 x 100 x D numbers stay in the processor's cache
+    return _log_mean(draw, num_samples, at_a_time=20)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -593,10 +598,11 @@ def inference_gap(
     Args:
         model: with a Gaussian q(z | x).
         data: as for :func:`elbo`.
-        log_p: (N,), log p(x) of the examples, exact or as another method estimates it
-            (``annealed_importance_sampling(…).values``); by :func:`log_likelihood` with
-            5000 draws if None. What it falls short of the truth, the approximation gap
-            falls short of the truth as well.
+        log_p: (N,), log p(x) of the examples, in the order in which ``data`` gives
+            them, exact or as another method estimates it
+            (``annealed_importance_sampling(…).values``); as by :func:`log_likelihood`
+            with 5000 draws if None. What it falls short of the truth, the approximation
+            gap falls short of the truth as well.
         family: ``"diagonal"`` or ``"full"``.
         steps: of ``fit_per_point``.
         num_samples: pairs of draws z, 2 E_q[z] - z for each ELBO.
@@ -619,9 +625,16 @@ def inference_gap(
         True
     """
     check_count("num_samples", num_samples)
-    best, amortised = [], []
+    best, amortised, weighted = [], [], []
     with _evaluating(model, seed) as generator:
-        for batch in _batches(model, data, BATCH_SIZE):
+        batches = _batches(model, data, BATCH_SIZE)
+        if log_p is not None and log_p.shape != (batches.num_examples,):
+            raise ValueError(
+                f"log_p has shape {tuple(log_p.shape)}; expected"
+                f" ({batches.num_examples},), one number for each example"
+            )
+        draws = torch.Generator(generator.device).manual_seed(seed)  # for log p(x)
+        for batch in batches:
             network = model.posterior(*batch)
             options = {"family": family, "start": network, "steps": steps, "seed": seed}
             fitted = fit_per_point(model, *batch, **options)()
@@ -629,14 +642,11 @@ def inference_gap(
             for q_z, values in ((fitted, best), (network, amortised)):
                 generator.set_state(noise)
                 values.append(_elbo_of(q_z, model, batch, num_samples, generator))
+            if log_p is None:
+                parts = zip(*(part.split(_WEIGHTED) for part in batch), strict=True)
+                weighted += [_weighted(model, part, 5000, draws) for part in parts]
     best, amortised = torch.cat(best), torch.cat(amortised)
-    if log_p is None:
-        log_p = log_likelihood(model, data, seed=seed).values
-    elif log_p.shape != best.shape:
-        raise ValueError(
-            f"log_p has shape {tuple(log_p.shape)}; expected ({len(best)},), one number"
-            " for each example"
-        )
+    log_p = torch.cat(weighted) if log_p is None else log_p[: len(best)]
     log_p = log_p.detach().to(best)
     return InferenceGap(*map(_estimate, (log_p, best, amortised)))
 

@@ -696,6 +696,22 @@ def test_gap_estimates_log_p_by_itself(model):
     assert torch.equal(found.log_likelihood.values, expected.values)
 
 
+def test_gap_of_a_shuffling_loader_is_that_of_each_example(model):
+    """log p(x) and both ELBOs belong to the same example, whatever the order."""
+    loader = DataLoader(TensorDataset(X[:100]), batch_size=50, shuffle=True)
+    found = inference_gap(model, loader, steps=1, num_samples=2000)
+    exact = model.gap(X[:100]).double().detach()
+    difference = found.total.values.sort().values - exact.sort().values
+    assert difference.abs().max() < 0.6
+
+
+def test_gap_estimates_log_p_in_parts_of_a_batch(model, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 200)
+    found = inference_gap(model, X[:250], steps=1, num_samples=1)
+    expected = evaluation.log_likelihood(model, X[:250])
+    assert torch.equal(found.log_likelihood.values, expected.values)
+
+
 def test_gap_with_a_condition_leaves_the_model_alone():
     model = small_conditional().train()
     x, y = torch.randn(4, 3), torch.arange(4) % 3
@@ -710,11 +726,13 @@ def test_gap_with_a_condition_leaves_the_model_alone():
     assert torch.equal(torch.get_rng_state(), state) and model.training
 
 
-def test_gap_wrong_arguments(model):
+def test_gap_wrong_arguments(model, monkeypatch):
+    monkeypatch.setattr(evaluation, "fit_per_point", None)  # no work before the error
     with pytest.raises(ValueError, match=r"log_p has shape \(3,\); expected \(4,\)"):
         inference_gap(model, X[:4], torch.zeros(3), steps=1, num_samples=1)
     with pytest.raises(ValueError, match="num_samples is 0"):
         inference_gap(model, X[:4], num_samples=0)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="family is 'round'"):
         inference_gap(model, X[:4], family="round")
 

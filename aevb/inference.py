@@ -227,7 +227,8 @@ def coordinate_ascent(
         sweeps: rounds of L updates each.
     """
     precision, mu = target.precision_matrix, target.mean
-    mean, path = start.clone(), [start.clone()]
+    mean = start.to(mu, copy=True)
+    path = [mean.clone()]
     for _ in range(sweeps):
         for j in range(len(mean)):
             others = precision[j] @ (mean - mu) - precision[j, j] * (mean[j] - mu[j])

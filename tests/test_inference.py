@@ -114,3 +114,16 @@ def test_coordinate_ascent_never_goes_down():
     distances = ((path.means @ target.precision_matrix) * path.means).sum(1)
     assert (distances.diff() <= 1e-12).all()
     assert path.means.shape == (21, 2)
+
+
+def test_coordinate_ascent_starts_at_whole_numbers():
+    target = MultivariateNormal(
+        torch.tensor([0.5, -0.3]), torch.tensor([[1.0, 0.6], [0.6, 1.0]])
+    )
+    start = torch.tensor([3, -2])
+    found, expected = (
+        inference.coordinate_ascent(target, some, 3).means
+        for some in (start, start.float())
+    )
+    assert torch.equal(found, expected)
+    assert torch.equal(start, torch.tensor([3, -2]))

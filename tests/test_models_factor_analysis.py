@@ -67,6 +67,11 @@ def test_evidence_is_the_density_of_the_marginal():
     assert found.mean().item() == pytest.approx(-3.970452, abs=2e-6)
 
 
+def test_evidence_of_whole_numbers():
+    model, x = paper_model(), torch.tensor([[1, 0, 2], [0, -3, 1]])
+    assert torch.equal(model.evidence(x), model.evidence(x.float()))
+
+
 @pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_evidence_is_accurate_for_small_noise(noise):
     model = FactorAnalysis()

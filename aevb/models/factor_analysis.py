@@ -153,7 +153,8 @@ class FactorAnalysis(LatentVariableModel):
         marginal = LowRankMultivariateNormal(
             torch.zeros_like(noise), self.loadings.double(), noise, validate_args=False
         )
-        return marginal.log_prob(x.double()).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, self.loadings.dtype)
+        return marginal.log_prob(x.double()).to(dtype)
 
     def exact_posterior(self, x: Tensor) -> MultivariateNormal:
         """p(z | x) = N(M⁻¹ Wᵀ Φ⁻¹ x, M⁻¹), M = I + Wᵀ Φ⁻¹ W (``eq-fa-posterior``)."""

@@ -917,7 +917,7 @@ class GridPosterior(NamedTuple):
                 f"q sums to {worst:.4g} on the grid; expected 1: the grid is too narrow"
                 " for q, or too coarse"
             )
-        return (log_q.exp() * (log_q - self.log_density)).sum(0) * self.cell
+        return _mean_under(log_q.exp(), log_q - self.log_density) * self.cell
 
     def forward_kl(self, q: Distribution) -> Tensor:
         """KL(p(z | x) ‖ q), nats: (B,) (``eq-forward-kl``).
@@ -925,8 +925,12 @@ class GridPosterior(NamedTuple):
         Args:
             q: as for :meth:`reverse_kl`.
         """
-        gap = self.log_density - self._log_prob(q)
-        return (self.probabilities * gap).sum(0)
+        return _mean_under(self.probabilities, self.log_density - self._log_prob(q))
+
+
+def _mean_under(p: Tensor, values: Tensor) -> Tensor:
+    """Σ p v over the grid, where points of no probability add nothing: (B,)."""
+    return torch.where(p > 0, p * values, 0.0).sum(0)  # v may be infinite there
 
 
 def grid_posterior(

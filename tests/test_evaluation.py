@@ -289,6 +289,25 @@ def test_grid_says_when_it_cannot_carry_q(model):
             grid.reverse_kl(q)
 
 
+def test_grid_of_a_bounded_prior():
+    """Outside the prior's support p(z | x) is 0, and adds nothing to a divergence."""
+    model = models.FactorAnalysis(latent_dim=1)
+    low, high = torch.tensor([-1.0]), torch.tensor([1.0])
+    bounded = torch.distributions.Uniform(low, high, validate_args=False)
+    model.prior = lambda: Independent(bounded, 1, validate_args=False)
+    grid = evaluation.grid_posterior(model, X[:3], low=-4, high=4, points=4001)
+    std = torch.tensor([[0.5], [0.02]])  # the second underflows where p is 0
+    wide, narrow = (Independent(Normal(torch.zeros(1), s), 1) for s in std)
+    forward = [grid.forward_kl(q) for q in (wide, narrow)]
+    assert all((kl > 0).all() and kl.isfinite().all() for kl in forward)
+    assert (grid.reverse_kl(wide) == math.inf).all()  # q reaches where p is 0
+    log_q = narrow.log_prob(grid.points.float()).double()[:, None]
+    inside = grid.points[:, 0].abs() < 0.99
+    expected = (log_q.exp() * (log_q - grid.log_density))[inside].sum(0) * grid.cell
+    assert expected.isfinite().all()
+    torch.testing.assert_close(grid.reverse_kl(narrow), expected)
+
+
 def test_grid_edge(model):
     inside = evaluation.grid_posterior(model, X[:5])
     assert inside.edge.max() < 1e-6

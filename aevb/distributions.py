@@ -195,8 +195,13 @@ class ContinuousBernoulli(Distribution):
         return self.icdf(u)
 
     def entropy(self) -> Tensor:
-        """-E[log p(x)], nats: log p is linear in x, so it is -log p(E[x])."""
-        return -self.log_prob(self.mean)
+        """-E[log p(x)], nats: log p is linear in x, so it is -log p(E[x]).
+
+        It is even in ℓ, and computed at -|ℓ|: there E[x] is near 0, and keeps digits
+        that it would lose near 1.
+        """
+        mirrored = ContinuousBernoulli(-self.logits.abs(), validate_args=False)
+        return -mirrored.log_prob(mirrored.mean)
 
 
 # Nearer to 0 than this, cdf and icdf are polynomials in the logit (to the third order),

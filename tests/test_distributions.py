@@ -263,6 +263,18 @@ def test_entropy_agrees_with_quadrature():
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), logit
 
 
+def test_entropy_is_even_and_exact_at_any_size():
+    logits = torch.tensor([500.0, 1e4, 1e6, 1e8])
+    expected = 1 - logits.log()
+    for some in (logits, -logits):
+        torch.testing.assert_close(ContinuousBernoulli(some).entropy(), expected)
+    logits = torch.tensor([-3.0, -0.01, 0.0, 0.01, 3.0], requires_grad=True)
+    entropy = ContinuousBernoulli(logits).entropy()
+    (slope,) = torch.autograd.grad(entropy.sum(), logits)
+    variance = ContinuousBernoulli(logits).variance
+    torch.testing.assert_close(slope, -logits * variance)  # dH/dℓ = -ℓ Var[x]
+
+
 def reference_cdf(logit, x):
     return mpmath.expm1(logit * x) / mpmath.expm1(logit) if logit else x
 

@@ -406,7 +406,7 @@ def _(distribution: Categorical, sample_shape=(), generator=None) -> Tensor:
         count = math.prod(sample_shape)
         flat = d.probs.reshape(-1, d.probs.shape[-1])  # (batch, C)
         draw = torch.multinomial(flat, count, replacement=True, generator=generator)
-        return draw.T.reshape(*sample_shape, *d.batch_shape)
+        return draw.T.reshape((*sample_shape, *d.batch_shape))
 
 
 @rsample.register

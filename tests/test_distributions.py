@@ -466,6 +466,12 @@ def test_rsample_of_a_mixture_takes_each_component_as_often_as_its_weight():
     assert rsample(common, (7,), torch.Generator()).shape == (7, 2, 1)  # torch: fails
 
 
+def test_rsample_of_one_categorical():
+    p = Categorical(logits=torch.tensor([0.0, 50.0, 0.0]))
+    for shape in ((), (1,), (2, 3)):
+        assert torch.equal(rsample(p, shape), torch.ones(shape, dtype=torch.int64))
+
+
 def test_rsample_of_a_relaxed_categorical_is_finite_at_any_temperature():
     logits = torch.tensor([0.0, -80.0, 3.0], requires_grad=True)
     for temperature in (1e-3, 1.0, 100.0):

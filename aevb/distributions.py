@@ -304,13 +304,25 @@ def _constant(value):
         return type(value)(map(_constant, value))
     if isinstance(value, _InverseTransform):
         return _constant(value.inv).inv
-    if not isinstance(value, Distribution | Transform):
+    if not (isinstance(value, Transform) or hasattr(value, "log_prob")):
         return value
     new = copy(value)
     for name, part in vars(value).items():
         if name != "_inv":  # a transform's link back from its inverse, made anew there
             setattr(new, name, _constant(part))
     return new
+
+
+def is_reparameterised(distribution: Distribution) -> bool:
+    """Whether draws carry a gradient: ``has_rsample``, False for a class without it.
+
+    Example:
+        >>> is_reparameterised(diagonal_normal(torch.zeros(2), torch.ones(2)))
+        True
+        >>> is_reparameterised(torch.distributions.Poisson(torch.ones(2)))
+        False
+    """
+    return getattr(distribution, "has_rsample", False)
 
 
 @singledispatch
@@ -332,7 +344,8 @@ def rsample(
     and a few microseconds slower.
 
     Args:
-        distribution: any ``torch.distributions.Distribution``.
+        distribution: any ``torch.distributions.Distribution``, or a class of your own
+            with ``sample``, and with ``rsample`` where its ``has_rsample`` is true.
         sample_shape: the shape in front of the distribution's own.
         generator: on the distribution's device.
 
@@ -343,7 +356,8 @@ def rsample(
         >>> rsample(torch.distributions.Poisson(torch.ones(3)), (2,), g).shape
         torch.Size([2, 3])
     """
-    draw = distribution.rsample if distribution.has_rsample else distribution.sample
+    d = distribution
+    draw = d.rsample if is_reparameterised(d) else d.sample
     if generator is None:
         return draw(torch.Size(sample_shape))
     with _seeded_by(generator):

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.func import functional_call, grad, vmap
 
-from aevb.distributions import detached, rsample
+from aevb.distributions import detached, is_reparameterised, rsample
 from aevb.model import ElboTerms, LatentVariableModel, check_count
 from aevb.randomness import preserved
 
@@ -332,7 +332,7 @@ def _only_gradient(value: Tensor) -> Tensor:
 
 
 def _check_reparameterised(q_z) -> None:
-    if not q_z.has_rsample:
+    if not is_reparameterised(q_z):
         raise ValueError(
             f"q(z | x) is a {type(q_z).__name__}, whose draws carry no gradient;"
             " expected a distribution that is reparameterised"

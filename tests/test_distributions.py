@@ -466,6 +466,41 @@ def test_rsample_of_a_mixture_takes_each_component_as_often_as_its_weight():
     assert rsample(common, (7,), torch.Generator()).shape == (7, 2, 1)  # torch: fails
 
 
+class Halves:
+    """A class of one's own: uniform on [0, w], torch's base class left out."""
+
+    def __init__(self, width):
+        self.width = width
+        self.mean = width / 2
+
+    def log_prob(self, x):
+        return torch.where(x <= self.width, -self.width.log(), -math.inf)
+
+    def sample(self, shape=()):
+        return torch.rand(*shape, *self.width.shape) * self.width.detach()
+
+
+class Reparameterised(Halves):
+    has_rsample = True
+
+    def rsample(self, shape=()):
+        return torch.rand(*shape, *self.width.shape) * self.width
+
+
+def test_rsample_of_a_class_of_ones_own():
+    width = torch.tensor([1.0, 3.0], requires_grad=True)
+    for kind in (Halves, Reparameterised):
+        draws = [
+            rsample(kind(width), (1000,), torch.Generator().manual_seed(0))
+            for _ in range(2)
+        ]
+        assert torch.equal(*draws) and draws[0].shape == (1000, 2)
+        assert rsample(kind(width)).requires_grad == (kind is Reparameterised)
+        constant = detached(kind(width))
+        assert not constant.log_prob(torch.ones(2)).requires_grad
+        assert torch.equal(constant.mean, width / 2)
+
+
 def test_rsample_of_one_categorical():
     p = Categorical(logits=torch.tensor([0.0, 50.0, 0.0]))
     for shape in ((), (1,), (2, 3)):

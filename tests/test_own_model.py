@@ -1,6 +1,7 @@
 """The model of chapter 13 and its checks, executed out of the notebook."""
 
 import math
+from functools import partial
 
 import own_model
 import pytest
@@ -9,7 +10,9 @@ from own_model import lines
 from torch.distributions import Independent
 
 from aevb import diagnostics, estimators, evaluation, fit
-from aevb.networks import positive, unconstrained
+from aevb.distributions import diagonal_normal
+from aevb.model import LatentVariableModel
+from aevb.networks import GaussianHead, positive, unconstrained
 
 MODEL = "Drops", "Ink", "Dots", "BetaBinomial", "Strokes"
 KINDS = "Ink", "Dots", "Strokes"
@@ -308,3 +311,65 @@ def test_annealing_says_what_to_do_about_a_bounded_latent_variable(own):
     model = Positive(torch.ones(2, 6), latent_dim=2, hidden=())
     with pytest.raises(ValueError, match=r"bounded, .* whole real line. Let z be real"):
         evaluation.annealed_importance_sampling(model, torch.ones(3, 6), steps=2)
+
+
+class Plain:
+    """Poisson counts with nothing but what ``LatentVariableModel`` asks for."""
+
+    def __init__(self, rate):
+        self.mean = rate
+
+    def log_prob(self, x):
+        return (x * self.mean.log() - self.mean - torch.lgamma(x + 1)).sum(-1)
+
+    def sample(self, shape=()):
+        return torch.poisson(self.mean.expand(*shape, *self.mean.shape))
+
+
+class Counts(LatentVariableModel):
+    def __init__(self):
+        super().__init__()
+        self.generative, self.inference = torch.nn.Linear(2, 5), GaussianHead(5, 2)
+
+    def prior(self):
+        return diagonal_normal(torch.zeros(2), torch.ones(2))
+
+    def likelihood(self, z):
+        return Plain(self.generative(z).exp())
+
+    def posterior(self, x):
+        return self.inference(x)
+
+
+def test_a_distribution_of_ones_own_needs_three_methods():
+    torch.manual_seed(0)
+    model, x = Counts(), torch.poisson(torch.ones(50, 5))
+    fit(model, x, epochs=2, device="cpu", progress=False)
+    assert evaluation.log_likelihood(model, x, num_samples=20).values.isfinite().all()
+    assert model.sample(3).shape == model.sample(3, mean=True).shape == (3, 5)
+    torch.manual_seed(0)
+    other = Counts()
+    other.likelihood = lambda z: Independent(
+        torch.distributions.Poisson(other.generative(z).exp()), 1
+    )
+    torch.manual_seed(0)
+    fit(other, x, epochs=2, device="cpu", progress=False)
+    found, expected = (evaluation.elbo(m, x).mean for m in (model, other))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_q_of_ones_own_is_trained_by_its_score():
+    class Own:
+        def __init__(self, q):
+            self.log_prob, self.sample, self.mean = q.log_prob, q.sample, q.mean
+
+    class Scored(Counts):
+        def posterior(self, x):
+            return Own(self.inference(x))
+
+    model, x = Scored(), torch.poisson(torch.ones(50, 5))
+    score = partial(estimators.score_function, num_samples=2)
+    fit(model, x, epochs=2, device="cpu", progress=False, estimator=score)
+    assert model.inference.mean.weight.grad is not None
+    with pytest.raises(ValueError, match="is a Own, whose draws carry no gradient"):
+        estimators.importance_weighted(model, x)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical, Independent, kl_divergence
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.func import functional_call, grad, vmap
 
@@ -62,9 +62,12 @@ def fully_sampled(
     num_samples: int = 1,
     generator: torch.Generator | None = None,
 ) -> ElboTerms:
-    """Everything by sampling: needs densities only, no closed-form divergence.
+    """Everything by sampling: no closed-form divergence; q must be reparameterised.
 
     (1/S) Σ_s [log p(x | z_s) + log p(z_s) - log q(z_s | x)],  z_s ~ q(z | x)
+
+    Where draws of q carry no gradient, values are right and the gradient in φ is not:
+    see :func:`score_function`.
 
     (``eq-sgvb-fully-sampled``, for the VAE ``eq-vae-elbo-fully-sampled``; the first
     estimator of Kingma and Welling, 2014).
@@ -91,7 +94,8 @@ def analytic_entropy(
     (1/S) Σ_s [log p(x | z_s) + log p(z_s)] + H(q(z | x)),  z_s ~ q(z | x)
 
     (``eq-sgvb-entropy``). Arguments and result as for :func:`analytic_kl`; the prior
-    needs a density only. ``kl`` is an estimate and can be negative.
+    needs a density only, and q must be reparameterised as for :func:`fully_sampled`.
+    ``kl`` is an estimate and can be negative.
     """
     check_count("num_samples", num_samples)
     q_z = model.posterior(x, *condition)
@@ -333,8 +337,9 @@ def _only_gradient(value: Tensor) -> Tensor:
 
 def _check_reparameterised(q_z) -> None:
     if not is_reparameterised(q_z):
+        base = q_z.base_dist if isinstance(q_z, Independent) else q_z
         raise ValueError(
-            f"q(z | x) is a {type(q_z).__name__}, whose draws carry no gradient;"
+            f"q(z | x) is a {type(base).__name__}, whose draws carry no gradient;"
             " expected a distribution that is reparameterised"
         )
 

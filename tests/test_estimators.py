@@ -789,6 +789,8 @@ def test_importance_weighted_refuses_what_it_cannot_do(small):
     mixture = models.GaussianMixtureVAE(num_classes=2, data_dim=4, hidden=(3,))
     with pytest.raises(ValueError, match="a MixtureSameFamily, whose draws carry no"):
         importance_weighted(mixture, x.float())
+    with pytest.raises(ValueError, match="a Bernoulli, whose draws carry no"):
+        importance_weighted(Coins(), x.float())
 
 
 # --- signal-to-noise ------------------------------------------------------------------

@@ -22,7 +22,13 @@ from aevb import annealing
 from aevb.data import Batches
 from aevb.distributions import rsample
 from aevb.inference import fit_per_point
-from aevb.model import ElboTerms, LatentVariableModel, check_count
+from aevb.model import (
+    ElboTerms,
+    LatentVariableModel,
+    check_count,
+    device_of,
+    evaluating,
+)
 
 BATCH_SIZE = 1000  # examples at a time; it decides which draws an example gets
 STARTS = ("prior", "posterior")  # where annealing may begin
@@ -58,21 +64,15 @@ def _estimate(values: Tensor) -> Estimate:
 @contextmanager
 def _evaluating(model: LatentVariableModel, seed: int) -> Iterator[torch.Generator]:
     """Evaluation mode, no gradients, and a generator of its own on the device."""
-    device = next(model.parameters(), torch.empty(0)).device  # or has it none?
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield torch.Generator(device).manual_seed(seed)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        yield torch.Generator(device_of(model)).manual_seed(seed)
 
 
 def _batches(model: LatentVariableModel, data, batch_size: int) -> Batches:
     if isinstance(data, Batches):
         return data
-    device = next(model.parameters(), torch.empty(0)).device
-    return Batches(data, model.inputs, batch_size, device, check=model.check)
+    check = model.check
+    return Batches(data, model.inputs, batch_size, device_of(model), check=check)
 
 
 def terms(

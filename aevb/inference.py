@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from aevb.distributions import diagonal_normal, rsample
-from aevb.model import ElboTerms, LatentVariableModel, check_count
+from aevb.model import ElboTerms, LatentVariableModel, check_count, evaluating
 from aevb.networks import SMALLEST_STD, positive, unconstrained
 
 FAMILIES = ("diagonal", "full")
@@ -163,26 +163,21 @@ def fit_per_point(
     # far from the optimum gradients are large; they must be forgotten near it
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
     generator = torch.Generator(x.device).manual_seed(seed)
-    training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            for step in range(steps):
-                optimizer.param_groups[0]["lr"] = lr * (1 - step / steps) ** 2
-                terms = elbo_of(
-                    posterior(),
-                    model,
-                    x,
-                    *condition,
-                    num_samples=num_samples,
-                    generator=generator,
-                )
-                gradients = torch.autograd.grad(-terms.elbo.sum(), parameters)
-                for p, gradient in zip(parameters, gradients, strict=True):
-                    p.grad = gradient
-                optimizer.step()
-    finally:
-        model.train(training)
+    with evaluating(model), torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps) ** 2
+            terms = elbo_of(
+                posterior(),
+                model,
+                x,
+                *condition,
+                num_samples=num_samples,
+                generator=generator,
+            )
+            gradients = torch.autograd.grad(-terms.elbo.sum(), parameters)
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient
+            optimizer.step()
     return posterior.requires_grad_(False)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import NamedTuple
 
@@ -176,6 +177,32 @@ class LatentVariableModel(nn.Module):
         z = rsample(self.prior(*condition), (n,), generator)
         p_x_given_z = self.likelihood(z, *condition)
         return p_x_given_z.mean if mean else rsample(p_x_given_z, (), generator)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters lie; the default device if it has none."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in the mode in which it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5).eval())
+        >>> with evaluating(model):
+        ...     [m.training for m in model]
+        [False, False]
+        >>> [m.training for m in model]
+        [True, False]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_count(name: str, count: int) -> None:

@@ -16,7 +16,7 @@ from aevb.evaluation import (
     bidirectional_monte_carlo,
     inference_gap,
 )
-from aevb.inference import best_factorised
+from aevb.inference import best_factorised, fit_per_point
 
 X = data.factor_analysis(n=300)[1].x
 
@@ -203,6 +203,17 @@ def test_model_is_evaluated_in_evaluation_mode_and_left_as_it_was():
     with pytest.raises(TypeError):
         evaluation.elbo(model, x.double())
     assert model.training and torch.is_grad_enabled()
+
+
+def test_each_module_is_left_in_its_own_mode():
+    model = models.VAE(data_dim=4, latent_dim=2, hidden=(8,), dropout=0.5)
+    model.generative.eval()  # frozen by its owner
+    before = [m.training for m in model.modules()]
+    x = torch.rand(5, 4)
+    evaluation.elbo(model, x)
+    fit_per_point(model, x, steps=1)
+    assert [m.training for m in model.modules()] == before
+    assert model.training and not model.generative.training
 
 
 def test_progress_wraps_the_batches(model):

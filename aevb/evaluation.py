@@ -809,10 +809,12 @@ def match_clusters(predicted: Tensor, y: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment  # slow to import
 
-    for name, numbers in (("predicted", predicted), ("y", y)):
+    both = (("predicted", predicted), ("y", y))
+    for name, numbers in both:
         if not isinstance(numbers, Tensor) or numbers.dtype != torch.int64:
             given = getattr(numbers, "dtype", f"a {type(numbers).__name__}")
             raise TypeError(f"{name} is {given}; expected a tensor of torch.int64")
+    for name, numbers in both:
         if numbers.ndim != 1 or len(numbers) == 0 or numbers.shape != y.shape:
             raise ValueError(
                 f"{name} has shape {tuple(numbers.shape)}; expected (N,) with N >= 1,"

@@ -379,6 +379,13 @@ def test_accuracy_with_fewer_clusters_than_classes():
     assert evaluation.match_clusters(predicted, y).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("name", ["predicted", "y"])
+def test_clusters_and_classes_are_tensors(name):
+    given = dict.fromkeys(("predicted", "y"), torch.tensor([0, 1])) | {name: [0, 1]}
+    with pytest.raises(TypeError, match=f"{name} is a list; expected a tensor of"):
+        evaluation.match_clusters(**given)
+
+
 def test_accuracy_is_not_greedy():
     """The largest cell of the table is not part of the best matching."""
     pairs = [(0, 0)] * 6 + [(0, 1)] * 5 + [(1, 0)] * 5

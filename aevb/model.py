@@ -173,7 +173,11 @@ class LatentVariableModel(nn.Module):
                 each, (n, B, D).
             mean: return E[x | z] in place of the draw of x.
             generator: on the model's device; the global one if None.
+
+        Raises:
+            ValueError: n < 1.
         """
+        check_count("n", n)
         z = rsample(self.prior(*condition), (n,), generator)
         p_x_given_z = self.likelihood(z, *condition)
         return p_x_given_z.mean if mean else rsample(p_x_given_z, (), generator)
@@ -211,8 +215,14 @@ def check_count(name: str, count: int) -> None:
     Raises:
         ValueError: says what was given and what is expected.
     """
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+    if not is_count(count):
         raise ValueError(f"{name} is {count!r}; expected a whole number, at least 1")
+
+
+def is_count(number) -> bool:
+    """Whether it is a whole number, at least 1."""
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    return whole and number >= 1
 
 
 def check_network(hidden: Sequence[int], dropout: float, **sizes: int) -> None:
@@ -232,7 +242,7 @@ def check_network(hidden: Sequence[int], dropout: float, **sizes: int) -> None:
     """
     for name, size in sizes.items():
         check_count(name, size)
-    if not isinstance(hidden, Sequence) or any(size < 1 for size in hidden):
+    if not isinstance(hidden, Sequence) or not all(map(is_count, hidden)):
         raise ValueError(f"hidden is {hidden!r}; expected widths, as in (500, 500)")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; expected at least 0, less than 1")

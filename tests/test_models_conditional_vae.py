@@ -285,6 +285,17 @@ def test_samples():
     assert ((means.mean((0, 2)) - expected).abs() < 4.5 * error).all()
 
 
+def test_a_label_may_be_a_number_or_a_list():
+    model = small(likelihood="bernoulli")
+    assert model.sample(3, 2).shape == (3, 784)
+    for given, tensor in ((2, torch.tensor(2)), ([0, 9], torch.tensor([0, 9]))):
+        found, expected = (
+            model.sample(3, y, generator=torch.Generator().manual_seed(0))
+            for y in (given, tensor)
+        )
+        assert torch.equal(found, expected)
+
+
 def test_dropout_acts_in_training_only():
     model = small(dropout=0.5)
     assert torch.equal(model.posterior(X, Y).mean, model.posterior(X, Y).mean)

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from aevb import data, evaluation
-from aevb.models import VAE
+from aevb.models import VAE, GaussianMixtureVAE
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian")
 IMAGES = {
@@ -136,6 +136,13 @@ def test_samples(likelihood):
     assert means.std(0).mean() < x.std(0).mean()
 
 
+@pytest.mark.parametrize("n", [2.5, 0, -1, True])
+@pytest.mark.parametrize("kind", [VAE, GaussianMixtureVAE])
+def test_samples_are_counted(kind, n):
+    with pytest.raises(ValueError, match=f"n is {n}; expected a whole number, at leas"):
+        kind(latent_dim=2, hidden=(4,)).sample(n)
+
+
 def test_state_survives_a_round_trip(tmp_path):
     model, other = small(), small()
     torch.save(model.state_dict(), tmp_path / "model.pt")
@@ -167,6 +174,7 @@ def test_without_hidden_layers_it_is_linear():
         ({"latent_dim": 0}, "latent_dim is 0; expected a whole number, at least 1"),
         ({"data_dim": -2}, "data_dim is -2; expected a whole number, at least 1"),
         ({"hidden": (5, 0)}, r"hidden is \(5, 0\); expected widths"),
+        ({"hidden": (500.0,)}, r"hidden is \(500.0,\); expected widths"),
         ({"hidden": 500}, r"hidden is 500; expected widths, as in \(500, 500\)"),
         ({"dropout": 1.0}, "dropout is 1.0; expected at least 0, less than 1"),
         ({"dropout": -0.1}, "dropout is -0.1; expected at least 0"),

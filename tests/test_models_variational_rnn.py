@@ -418,6 +418,12 @@ def test_samples():
     assert abs((x - means).mean()) < 4 * (x - means).std() / n**0.5
 
 
+@pytest.mark.parametrize("sizes, name", [((0, 3), "n"), ((3, 0), "steps")])
+def test_samples_are_counted(sizes, name):
+    with pytest.raises(ValueError, match=f"{name} is 0; expected a whole number"):
+        small().sample(*sizes)
+
+
 def test_samples_follow_the_model():
     """The first step's mean, and a second step that depends on the first."""
     model = small(data_dim=1, latent_dim=1)
@@ -540,6 +546,7 @@ def test_impossible_lengths_are_refused(lengths, message):
         ({"data_dim": 0}, "data_dim is 0; expected a whole number, at least 1"),
         ({"hidden": ()}, r"hidden is \(\); expected at least one width"),
         ({"hidden": (5, 0)}, r"hidden is \(5, 0\); expected at least one width"),
+        ({"recurrent": (5.0,)}, r"recurrent is \(5.0,\); expected at least one width"),
         ({"recurrent": 256}, r"recurrent is 256; expected .* as in \(256,\)"),
     ],
 )
@@ -553,6 +560,7 @@ def test_unknown_settings_are_refused(arguments, message):
     [
         (torch.zeros(2, 784), ValueError, r"shape \(2, 784\); expected \(N, T, 5\)"),
         (torch.zeros(2, 6, 4), ValueError, r"shape \(2, 6, 4\); expected \(N, T, 5\)"),
+        (torch.zeros(3, 0, 5), ValueError, r"shape \(3, 0, 5\); .* with N, T >= 1"),
         (torch.full((2, 6, 5), 0.5), ValueError, "expected each to be 0 or 1"),
         (torch.full((2, 6, 5), math.nan), ValueError, "x holds NaN"),
         (torch.zeros(2, 6, 5).double(), TypeError, "x is torch.float64; expected"),

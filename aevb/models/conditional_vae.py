@@ -100,6 +100,7 @@ class ConditionalVAE(LatentVariableModel):
 
     def one_hot(self, y: Tensor) -> Tensor:
         """Labels (…,) as unit vectors (…, C); probabilities (…, C) as they are."""
+        y = torch.as_tensor(y, device=self.zero.device)
         if y.is_floating_point():
             return y
         return F.one_hot(y, self.num_classes).to(self.zero.dtype)

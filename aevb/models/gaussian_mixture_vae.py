@@ -181,7 +181,11 @@ class GaussianMixtureVAE(ConditionalVAE):
             y: clusters to draw from, (B,): then n draws of each, (n, B, D).
             mean: return E[x | y, z] in place of the draw of x.
             generator: on the model's device; the global one if None.
+
+        Raises:
+            ValueError: n < 1.
         """
+        check_count("n", n)
         options = {"mean": mean, "generator": generator}
         if y is not None:
             return super().sample(n, y, **options)

@@ -11,7 +11,13 @@ from torch.distributions import Independent, kl_divergence
 from torch.nn import functional as F
 
 from aevb.distributions import diagonal_normal, rsample
-from aevb.model import ElboTerms, LatentVariableModel, check_batch, check_count
+from aevb.model import (
+    ElboTerms,
+    LatentVariableModel,
+    check_batch,
+    check_count,
+    is_count,
+)
 from aevb.networks import MLP, GaussianHead, Linear, likelihood_head, positive
 
 POSTERIORS = ("filtering", "smoothing")
@@ -347,7 +353,7 @@ class VariationalRNN(LatentVariableModel):
         check_count("latent_dim", latent_dim)
         for name, widths in (("recurrent", recurrent), ("hidden", hidden)):
             good = isinstance(widths, Sequence) and len(widths) > 0
-            if not good or any(width < 1 for width in widths):
+            if not good or not all(map(is_count, widths)):
                 raise ValueError(
                     f"{name} is {widths!r}; expected at least one width, as in (256,)"
                 )
@@ -514,7 +520,12 @@ class VariationalRNN(LatentVariableModel):
             mean: return E[x_t | z_t, h_t] in place of the draws of x_t. It is the draws
                 that the recurrence reads in any case: a mean is no possible past.
             generator: on the model's device; the global one if None.
+
+        Raises:
+            ValueError: n < 1 or steps < 1.
         """
+        check_count("n", n)
+        check_count("steps", steps)
         state = self.generative["recurrence"].start(n)
         return torch.stack(list(self._go_on(state, steps, mean, generator)), 1)
 
@@ -562,9 +573,11 @@ class VariationalRNN(LatentVariableModel):
         return torch.cat([x.expand(n, *x.shape), torch.stack(list(rest), 2)], 2)
 
     def check(self, x: Tensor, lengths: Tensor | None = None) -> None:
-        if isinstance(x, Tensor) and (x.ndim != 3 or x.shape[2] != self.data_dim):
+        given = isinstance(x, Tensor)
+        if given and not (x.ndim == 3 and x.shape[2] == self.data_dim and x.numel()):
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; expected (N, T, {self.data_dim})"
+                f"x has shape {tuple(x.shape)}; expected (N, T, {self.data_dim}) with"
+                " N, T >= 1"
             )
         dtype = next(self.parameters()).dtype
         flat = x.flatten(0, 1) if isinstance(x, Tensor) else x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,23 @@ def _batches(model: LatentVariableModel, data, batch_size: int) -> Batches:
         return data
     check = model.check
     return Batches(data, model.inputs, batch_size, device_of(model), check=check)
+
+
+def _check_prior(model: LatentVariableModel, count: int) -> None:
+    """Raise unless p(z) can be asked for, given ``count`` conditions.
+
+    Raises:
+        TypeError: says which model it is and what is expected.
+    """
+    signature = inspect.signature(model.prior)
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        raise TypeError(
+            f"model is a {type(model).__name__}, whose prior takes"
+            f" ({', '.join(signature.parameters)}); expected one that takes {count}"
+            " conditions, for a single z of each example"
+        ) from error
 
 
 def terms(
@@ -269,6 +287,7 @@ def naive_log_likelihood(
 
     Raises:
         ValueError: num_samples < 1.
+        TypeError: a conditional model, or one of many z for each example.
 
     Example:
         >>> from aevb import data, models
@@ -279,6 +298,7 @@ def naive_log_likelihood(
         True
     """
     check_count("num_samples", num_samples)
+    _check_prior(model, 0)
     values = []
     with _evaluating(model, seed) as generator:
         for (x,) in _batches(model, data, 100):
@@ -447,6 +467,7 @@ def annealed_importance_sampling(
         True
     """
     _check_annealing(steps, leapfrog, chains, start)
+    _check_prior(model, len(model.inputs) - 1)
     settings = (steps, leapfrog, chains, start)
     walks = []
     with _evaluating(model, seed) as generator:
@@ -514,6 +535,7 @@ def bidirectional_monte_carlo(
     """
     check_count("n", n)
     _check_annealing(steps, leapfrog, chains, start)
+    _check_prior(model, len(condition))
     settings = (steps, leapfrog, chains, start)
     ups, downs = [], []
     with _evaluating(model, seed) as generator:
@@ -625,6 +647,7 @@ def inference_gap(
         True
     """
     check_count("num_samples", num_samples)
+    _check_prior(model, len(model.inputs) - 1)
     best, amortised, weighted = [], [], []
     with _evaluating(model, seed) as generator:
         batches = _batches(model, data, BATCH_SIZE)
@@ -693,6 +716,7 @@ def kl_per_coordinate(model: LatentVariableModel, data) -> Tensor:
         >>> kl_per_coordinate(models.FactorAnalysis(), x).shape
         torch.Size([2])
     """
+    _check_prior(model, len(model.inputs) - 1)
     total, count = 0.0, 0
     with _evaluating(model, seed=0):
         for x, *condition in _batches(model, data, BATCH_SIZE):
@@ -731,6 +755,7 @@ def activity(model: LatentVariableModel, data) -> Tensor:
         >>> activity(models.FactorAnalysis(), data.factor_analysis()[1].x).shape
         torch.Size([2])
     """
+    _check_prior(model, len(model.inputs) - 1)
     means = []
     with _evaluating(model, seed=0):
         for x, *condition in _batches(model, data, BATCH_SIZE):
@@ -970,6 +995,7 @@ def grid_posterior(
         >>> torch.allclose(grid.log_evidence, model.evidence(x).double(), atol=1e-3)
         True
     """
+    _check_prior(model, len(condition))
     (size,) = model.prior(*condition).event_shape
     if size not in (1, 2):
         raise ValueError(f"z has {size} dimensions; a grid serves 1 or 2")

@@ -839,3 +839,33 @@ def test_following_the_label_is_no_activity():
 def test_activity_of_a_mixture():
     mixture = models.GaussianMixtureVAE(num_classes=2, data_dim=3, hidden=(3,))
     assert evaluation.active_units(mixture, torch.eye(3)).shape == (64,)
+
+
+# --- models that a function does not serve --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        evaluation.kl_per_coordinate,
+        evaluation.activity,
+        evaluation.active_units,
+        evaluation.inference_gap,
+        evaluation.grid_posterior,
+        evaluation.naive_log_likelihood,
+        annealed_importance_sampling,
+        lambda model, x: bidirectional_monte_carlo(model, len(x)),
+    ],
+)
+def test_a_model_of_many_z_is_refused(function):
+    model = models.VariationalRNN(data_dim=4, recurrent=(8,), hidden=(8,))
+    message = r"model is a VariationalRNN, whose prior takes \(h\); expected one that"
+    with pytest.raises(TypeError, match=message):
+        function(model, torch.zeros(2, 3, 4))
+
+
+def test_a_conditional_model_has_no_naive_estimate():
+    message = r"a ConditionalVAE, whose prior takes \(y\); expected .* takes 0 condit"
+    with pytest.raises(TypeError, match=message):
+        x, y = torch.randn(4, 3), torch.arange(4) % 3
+        evaluation.naive_log_likelihood(small_conditional(), (x, y))

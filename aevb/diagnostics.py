@@ -21,24 +21,34 @@ from torch.distributions import Distribution, Independent
 from aevb.distributions import rsample
 from aevb.evaluation import Estimate
 from aevb.model import ElboTerms, LatentVariableModel, check_count
-from aevb.randomness import preserved
+from aevb.randomness import preserved, seed_device
+
+
+def _device(model: LatentVariableModel) -> torch.device:
+    return next(model.parameters(), torch.empty(0)).device  # or has it none?
 
 
 @contextmanager
-def _quiet(model: LatentVariableModel) -> Iterator[None]:
-    """Evaluation mode, and the random state of the devices put back afterwards."""
-    device = next(model.parameters(), torch.empty(0)).device  # or has it none?
-    training = model.training
+def _quiet(model: LatentVariableModel, *batch: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Evaluation mode, and the random state of the devices put back afterwards.
+
+    Gives the batch on the model's device.
+    """
+    device, training = _device(model), model.training
     model.eval()
     try:
         with preserved(device):
-            yield
+            yield tuple(part.to(device) for part in batch)
     finally:
         model.train(training)
 
 
+def _seed(model: LatentVariableModel, seed: int) -> None:
+    seed_device(seed, _device(model))
+
+
 def _terms(model, batch, estimator, seed: int) -> ElboTerms:
-    torch.manual_seed(seed)
+    _seed(model, seed)
     return (estimator or type(model).elbo)(model, *batch)
 
 
@@ -89,7 +99,7 @@ def gradient_norms(
     """
     named = {k: p for k, p in model.named_parameters() if p.requires_grad}
     columns = []
-    with _quiet(model), torch.enable_grad():
+    with _quiet(model, *batch) as batch, torch.enable_grad():
         for part in _terms(model, batch, estimator, seed):
             gradients = [None] * len(named)
             if part.requires_grad:
@@ -161,7 +171,7 @@ def gradient_check(
         for p in named.values():
             p.add_(noise(p), alpha=1e-3)
     slopes = {}
-    with _quiet(twin):
+    with _quiet(twin, *batch) as batch:
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 value(), [*named.values()], allow_unused=True
@@ -220,10 +230,10 @@ def value_check(
     """
     check_count("num_samples", num_samples)
     total = 0.0
-    with _quiet(model), torch.no_grad():
+    with _quiet(model, *batch) as batch, torch.no_grad():
         for number in range(num_samples):
             ours = _terms(model, batch, estimator, seed + number).elbo.double()
-            torch.manual_seed(seed + number)
+            _seed(model, seed + number)
             total = total + ours - model.log_weights(*batch)[0].double()
     values = total / num_samples
     return _estimate(values)
@@ -292,8 +302,8 @@ def mutual_information(model: LatentVariableModel, x: Tensor, seed: int = 0) -> 
         0.0
     """
     rows = []
-    with _quiet(model), torch.no_grad():
-        torch.manual_seed(seed)
+    with _quiet(model, x) as (x,), torch.no_grad():
+        _seed(model, seed)
         q_z = model.posterior(x)
         z = rsample(q_z)  # (N, L)
         own = q_z.log_prob(z)  # (N,)
@@ -357,7 +367,7 @@ def check_up(
         Finding(check='shape', found='(50,) and (50,)', verdict='passed')
     """
     options = {"estimator": estimator, "seed": seed}
-    with _quiet(model), torch.no_grad():
+    with _quiet(model, *batch) as batch, torch.no_grad():
         terms = _terms(model, batch, estimator, seed)
         shapes = [tuple(part.shape) for part in terms]
         good = all(shape == (len(batch[0]),) for shape in shapes)
@@ -391,8 +401,8 @@ def check_up(
 
 def _excess(model, batch, gap: Estimate, seed: int) -> Estimate:
     """The estimator's ELBO less the importance-weighted estimate of log p(x)."""
-    with _quiet(model), torch.no_grad():
-        torch.manual_seed(seed)
+    with _quiet(model, *batch) as batch, torch.no_grad():
+        _seed(model, seed)
         log_w = model.log_weights(*batch, num_samples=100).double()  # (K, B)
         tighter = log_w.logsumexp(0) - math.log(len(log_w)) - log_w.mean(0)
     return _estimate(gap.values - tighter)
@@ -444,8 +454,8 @@ def calibration(
     """
     check_count("n", n)
     check_count("draws", draws)
-    with _quiet(model), torch.no_grad():
-        torch.manual_seed(seed)
+    with _quiet(model, *condition) as condition, torch.no_grad():
+        _seed(model, seed)
         p_z = model.prior(*condition)
         z = rsample(p_z, (n,))  # (n, L)
         x = rsample(model.likelihood(z, *condition))  # (n, D)
@@ -525,8 +535,8 @@ def predictive_check(
     """
     check_count("replicates - 1", replicates - 1)
     rows = {name: [] for name in statistics}
-    with _quiet(model), torch.no_grad():
-        torch.manual_seed(seed)
+    with _quiet(model, x, *condition) as (x, *condition), torch.no_grad():
+        _seed(model, seed)
         for _ in range(replicates):
             if condition:
                 (new,) = model.sample(1, *condition)

@@ -68,6 +68,52 @@ def test_a_check_up_leaves_everything_as_it_was():
     assert diagnostics.check_up(model, x) == first
 
 
+def test_batches_are_taken_to_the_model():
+    """The device ``meta`` holds no numbers, so each check is stopped on its way."""
+    seen = []
+
+    class Stop(Exception): ...
+
+    def note(model, x):
+        seen.append(x.device.type)
+        raise Stop
+
+    x, model = torch.randn(9, 4), tiny_vae().to("meta")
+    checks = [
+        getattr(diagnostics, name)
+        for name in ("gradient_norms", "gradient_check", "value_check", "check_up")
+    ]
+    for check in checks:
+        with pytest.raises(Stop):
+            check(model, x, estimator=note)
+    model.posterior = lambda x: note(model, x)
+    with pytest.raises(Stop):
+        diagnostics.mutual_information(model, x)
+    classes = {"num_classes": 3, "data_dim": 4, "latent_dim": 2, "hidden": (6,)}
+    model = models.ConditionalVAE(likelihood="gaussian", **classes).to("meta")
+    model.prior = lambda y: note(model, y)
+    with pytest.raises(Stop):
+        diagnostics.calibration(model, 2, torch.arange(3))
+    model.sample = lambda n, y: note(model, y)
+    with pytest.raises(Stop):
+        diagnostics.predictive_check(
+            model, x, torch.zeros(9, dtype=torch.int64), statistics={}
+        )
+    assert seen == ["meta"] * 7
+
+
+def test_checks_seed_no_device_but_the_models(monkeypatch):
+    """What is put back afterwards is the state of that one alone."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    model, x = tiny_vae(), torch.randn(20, 4)
+    diagnostics.check_up(model, x)
+    diagnostics.mutual_information(model, x)
+    diagnostics.calibration(model, 3)
+    diagnostics.predictive_check(model, x, statistics={"largest": torch.max})
+    assert seeded == []
+
+
 def test_a_check_up_stops_at_a_wrong_shape():
     def batch_mean(model, x):
         terms = model.elbo(x)

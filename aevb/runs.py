@@ -32,6 +32,7 @@ import aevb
 from aevb import data, estimators, evaluation, models, weights
 from aevb.files import replacing
 from aevb.model import ElboTerms, LatentVariableModel
+from aevb.randomness import preserved
 from aevb.recipes import Recipe
 from aevb.training import History, choose_device, fit
 
@@ -49,7 +50,7 @@ def initial(recipe: Recipe) -> LatentVariableModel:
         >>> initial(recipe).loadings.shape
         torch.Size([3, 2])
     """
-    with torch.random.fork_rng([]):
+    with preserved(torch.device("cpu")):
         torch.default_generator.manual_seed(recipe["seed"])
         return weights.build(recipe["model"])
 

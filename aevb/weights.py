@@ -24,6 +24,7 @@ from torch import Tensor
 from aevb import models
 from aevb.files import replacing
 from aevb.model import LatentVariableModel
+from aevb.randomness import preserved
 
 FOLDER = Path(__file__).parent / "trained"
 HALF = torch.float16
@@ -112,7 +113,7 @@ def build(description: dict[str, Any]) -> LatentVariableModel:
     kind = description["class"]
     if kind not in models.__all__:
         raise ValueError(f"class is {kind!r}; expected one of {models.__all__}")
-    with torch.random.fork_rng([]):
+    with preserved(torch.device("cpu")):
         return getattr(models, kind)(**description["arguments"])
 
 

@@ -179,8 +179,9 @@ def fit(
 
     The objective is ``eq-aevb-objective``, estimated on one mini-batch a step.
     The model and the data are moved to the device and the model stays there, in
-    evaluation mode. The global random state is left as it was. If training stops early
-    for whatever reason, the model is put back to the last evaluation.
+    evaluation mode; no gradient is left in it. The global random state is left as it
+    was. If training stops early for whatever reason, the model, its buffers among it,
+    is put back to the last evaluation.
 
     Same seed, device, precision and number of processes give the same history to the
     last digit on a CPU. A GPU may add in another order each time where a model uses
@@ -361,11 +362,24 @@ class _Run:
         self.iterator, self.epoch_random = iter(()), None
         self.keep()
 
+    @contextmanager
     def only_update(self):
-        """A context in which only the moving parameters receive gradients."""
+        """A context in which only the moving parameters receive gradients.
+
+        Afterwards they have none, and the model is in evaluation mode.
+        """
         moving = {id(p) for p in self.moving}
         frozen = [p for p in self.model.parameters() if id(p) not in moving]
-        return _Frozen(self.model, [p for p in frozen if p.requires_grad])
+        frozen = [p for p in frozen if p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.eval()
 
     def precision(self):
         """A context in which matrix products are computed in the chosen precision."""
@@ -477,19 +491,24 @@ class _Run:
             f" {self.settings['lr']:g}, and check the data's scale."
         )
 
+    def changing(self) -> list[Tensor]:
+        """What training changes: parameters, and buffers, such as running means."""
+        return [*self.moving, *self.model.buffers()]
+
     def keep(self) -> None:
-        """Remember the parameters, in case that training stops before the next time."""
+        """Remember the model, in case that training stops before the next time."""
         self.good_step = self.step
-        self.good = [p.detach().clone() for p in self.moving]
+        self.good = [tensor.detach().clone() for tensor in self.changing()]
 
     @torch.no_grad()
     def put_back(self) -> None:
-        for parameter, good in zip(self.moving, self.good, strict=True):
-            parameter.copy_(good)
+        for tensor, good in zip(self.changing(), self.good, strict=True):
+            if not torch.equal(tensor, good):  # a constant may be one that is expanded
+                tensor.copy_(good)
 
     @contextmanager
     def explained(self, checkpoint: str | os.PathLike | None):
-        """Around the training: put back the last good parameters if it stops early.
+        """Around the training: put back the last good state if it stops early.
 
         What stopped it gets a message that helps, and the history so far.
         """
@@ -645,22 +664,6 @@ def _read_checkpoint(path: str | os.PathLike) -> dict:
             f"resume: {path} holds no checkpoint; expected a file that fit wrote"
         )
     return state
-
-
-class _Frozen:
-    """Parameters without gradients; and the model left in evaluation mode."""
-
-    def __init__(self, model, parameters):
-        self.model, self.parameters = model, parameters
-
-    def __enter__(self):
-        for p in self.parameters:
-            p.requires_grad_(False)
-
-    def __exit__(self, *error):
-        for p in self.parameters:
-            p.requires_grad_(True)
-        self.model.eval()
 
 
 def _columns(prefix: str, reconstruction, kl) -> dict[str, float]:

@@ -10,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import (
     BatchSampler,
@@ -647,6 +648,40 @@ def test_any_other_error_comes_out_as_it_is(tmp_path):
     error = train_and_fail(Stop("mine"), tmp_path)
     assert type(error) is Stop and not hasattr(error, "__notes__")
     assert error.history.step == [5, 10]
+
+
+def normalised():
+    """With batch normalisation: what it has seen lies in buffers."""
+    sizes = {"data_dim": 3, "latent_dim": 2, "hidden": (4,)}
+    model = models.VAE(likelihood="gaussian", **sizes)
+    model.inference.insert(0, nn.BatchNorm1d(3))
+    constant = torch.ones(1).expand(5)  # which cannot be written to
+    model.register_buffer("constant", constant, persistent=False)
+    model.check = lambda x: None  # as a reader's model, which need not look for NaN
+    return model
+
+
+@pytest.mark.parametrize("update", training.UPDATES)
+def test_buffers_are_put_back_with_the_parameters(update):
+    """A NaN enters the running means, also where no parameter beside them moves."""
+    model, x = normalised(), FA_TRAIN.x.clone()
+    x[7] = math.nan
+    before = values(model)
+    with pytest.raises(Diverged, match="step 0 were put back"):
+        run(model, x, epochs=1, update=update)
+    assert same(values(model), before)
+    history = run(model, FA_TRAIN.x, epochs=1, update=update)
+    assert not same(values(model), before) and math.isfinite(history.train_elbo[-1])
+
+
+def test_no_gradient_is_left_behind():
+    """What a reader's next ``backward`` computes would be added to it."""
+    model = new()
+    run(model, FA_TRAIN, epochs=1)
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(Stop):
+        run(model, FA_TRAIN, epochs=1, estimator=interrupted(3, Stop()))
+    assert all(p.grad is None for p in model.parameters())
 
 
 def real_lack_of_memory():

@@ -271,7 +271,8 @@ def total_mass(distribution: Distribution, values: Tensor, step: float = 1.0) ->
     single = distribution if base is None else base
     shape = single.batch_shape
     values = values.view(-1, *[1] * len(shape)).expand(-1, *shape)
-    return single.log_prob(values).double().exp().sum(0).mul(step).to(values.dtype)
+    log_p = single.log_prob(values)  # (P, …)
+    return log_p.double().exp().sum(0).mul(step).to(log_p.dtype)
 
 
 # --- what the code carries --------------------------------------------------------

@@ -236,6 +236,14 @@ def test_total_mass_has_the_shape_of_the_distribution():
     assert diagnostics.total_mass(rate, torch.arange(200.0)).shape == (2,)
 
 
+def test_total_mass_at_whole_numbers():
+    """A mass below 1 is not rounded to a whole number as the values are."""
+    rate = Poisson(torch.tensor([1.0, 20.0]))
+    mass = diagnostics.total_mass(rate, torch.arange(20))
+    assert torch.equal(mass, diagnostics.total_mass(rate, torch.arange(20.0)))
+    assert mass[0] == pytest.approx(1.0) and 0.1 < mass[1] < 0.9
+
+
 def test_total_mass_of_a_density_on_the_unit_interval():
     grid = (torch.arange(10000) + 0.5) / 10000
     p = ContinuousBernoulli(torch.tensor([-50.0, 0.0, 3.0]))

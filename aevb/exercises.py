@@ -57,7 +57,7 @@ class NumberCheck:
         expected: the right answer.
         wrong: pairs of a wrong answer and the message for it.
         tolerance: largest accepted distance in any entry; a thousandth of the largest
-            entry of ``expected`` if None.
+            finite entry of ``expected`` if None.
 
     Raises:
         ValueError: a wrong answer has no message, or lies within the tolerance of the
@@ -82,9 +82,7 @@ class NumberCheck:
         tolerance: float | None = None,
     ):
         self.expected = _tensor(expected)
-        if tolerance is None:
-            tolerance = 1e-3 * self.expected.abs().max().item() or 1e-6
-        self.tolerance = tolerance
+        self.tolerance = _tolerance(tolerance, self.expected)
         self.wrong = [(_tensor(value), message) for value, message in wrong]
         _check_distinct(
             [self.expected, *(value for value, _ in self.wrong)],
@@ -119,7 +117,7 @@ class FunctionCheck:
         inputs: tuples of arguments, one for each call.
         wrong: pairs of a wrong function and the message for it.
         tolerance: largest accepted distance in any entry; a thousandth of the largest
-            entry of the reference's value if None.
+            finite entry of the reference's value if None.
 
     Raises:
         ValueError: no inputs, a wrong answer without a message, or one that the inputs
@@ -148,10 +146,7 @@ class FunctionCheck:
             raise ValueError("inputs is empty; expected at least one tuple")
         self.inputs, self.wrong = list(inputs), list(wrong)
         self.expected = self._values(reference)
-        self.tolerances = [
-            tolerance or 1e-3 * value.abs().max().item() or 1e-6
-            for value in self.expected
-        ]
+        self.tolerances = [_tolerance(tolerance, value) for value in self.expected]
         self.wrong_values = [self._values(function) for function, _ in self.wrong]
         _check_distinct(
             [self.expected, *self.wrong_values],
@@ -270,6 +265,14 @@ def _tensor(value: Any) -> Tensor:
 
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _tolerance(given: float | None, expected: Tensor) -> float:
+    """Of a check: what it was given, or what suits the size of the finite entries."""
+    if given is not None:
+        return given
+    finite = expected[expected.isfinite()]
+    return 1e-3 * max(finite.abs().tolist(), default=0.0) or 1e-6
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

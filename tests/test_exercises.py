@@ -216,6 +216,23 @@ def test_a_function_that_draws_gets_one_seed_and_leaves_the_global_one_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_infinite_entries_of_what_is_expected_leave_the_tolerance_finite():
+    check = NumberCheck(torch.tensor([1.0, math.inf]))
+    assert check(torch.tensor([1.0005, math.inf]))
+    assert not check(torch.tensor([7.0, math.inf]))
+    assert not check(torch.tensor([1.0, 3.0]))
+    assert NumberCheck(-math.inf)(-math.inf) and not NumberCheck(-math.inf)(5.0)
+    function = FunctionCheck(torch.log, inputs=[(torch.tensor([0.0, 3.0]),)])
+    assert function(torch.log) and not function(torch.exp)
+
+
+def test_a_tolerance_of_zero():
+    assert NumberCheck(1.0, tolerance=0.0)(1.0)
+    assert not NumberCheck(1.0, tolerance=0.0)(1.0005)
+    function = FunctionCheck(lambda x: x, inputs=[(1.0,)], tolerance=0.0)
+    assert function(lambda x: x) and not function(lambda x: x + 5e-4)
+
+
 def test_a_check_that_cannot_tell_wrong_from_right_is_refused():
     with pytest.raises(ValueError, match="cannot be told"):
         NumberCheck(1.0, wrong=[(1.0001, "Nearly.")])

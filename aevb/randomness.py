@@ -64,6 +64,7 @@ RANDOM = {
     torch.rand,
     torch.randn,
     torch.randint,
+    torch.randint_like,
     torch.rand_like,
     torch.randn_like,
     torch.normal,
@@ -71,13 +72,26 @@ RANDOM = {
     torch.multinomial,
     functional.dropout,
     functional.gumbel_softmax,
+    torch.Tensor.bernoulli,
     torch.Tensor.bernoulli_,
+    torch.Tensor.cauchy_,
     torch.Tensor.exponential_,
+    torch.Tensor.geometric_,
+    torch.Tensor.log_normal_,
+    torch.Tensor.multinomial,
     torch.Tensor.normal_,
+    torch.Tensor.random_,
     torch.Tensor.uniform_,
 }
-# These take as many numbers from the stream as the data make them take.
+# These take as many numbers from the stream as the data make them take, or give what
+# they draw only mixed with the data.
 REJECTING = {
+    functional.alpha_dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.feature_alpha_dropout,
+    functional.rrelu,
     torch.binomial,
     torch.poisson,
     torch._standard_gamma,
@@ -91,7 +105,7 @@ class _Draws(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in RANDOM | REJECTING or _is_certain(function, kwargs):
+        if function not in RANDOM | REJECTING or _is_certain(kwargs):
             return function(*args, **kwargs)
         return self.draw(function, args, kwargs)
 
@@ -99,9 +113,9 @@ class _Draws(TorchFunctionMode):
         raise NotImplementedError
 
 
-def _is_certain(function: Callable, kwargs: dict) -> bool:
-    """Dropout that drops nothing draws nothing."""
-    return function is functional.dropout and not (kwargs["training"] and kwargs["p"])
+def _is_certain(kwargs: dict) -> bool:
+    """Dropout in evaluation mode, or that drops nothing, draws nothing."""
+    return "training" in kwargs and not (kwargs["training"] and kwargs.get("p", 1))
 
 
 def _size_at(args: tuple) -> int | None:

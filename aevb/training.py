@@ -192,10 +192,10 @@ def fit(
     batch (:mod:`aevb.parallel`). The history is that of one process up to rounding:
     order, batches and noise are the same. Only noise whose amount depends on the
     parameters, such as that of :func:`~aevb.estimators.marginalised` with classes left
-    out, is another draw, and layers that mix the examples of a batch see a part of it.
-    In bfloat16, rounding is that of bfloat16. The first process evaluates, calls
-    ``record`` and ``report``, shows progress and writes checkpoints; all return the
-    same history.
+    out, or of kinds of dropout other than the plain one, is another draw, and layers
+    that mix the examples of a batch see a part of it. In bfloat16, rounding is that of
+    bfloat16. The first process evaluates, calls ``record`` and ``report``, shows
+    progress and writes checkpoints; all return the same history.
 
     Args:
         model: any :class:`~aevb.model.LatentVariableModel`.

@@ -9,9 +9,11 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from aevb import data, fit, models, parallel, training
+from aevb import data, fit, models, parallel, randomness, training
 
 HERE = Path(__file__).parent
 
@@ -159,6 +161,62 @@ def test_a_local_gpu_is_chosen(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match=r"'cuda:2'; expected one of .*'cuda:1'"):
         training.choose_device()
+
+
+def shared(draw, rank, total=6, count=2):
+    """What one of ``count`` processes draws for its part of ``total`` examples."""
+    cpu, size = torch.device("cpu"), total // count
+    dimensions = randomness.batch_dimensions(draw, cpu)
+    part = slice(rank * size, (rank + 1) * size)
+    torch.manual_seed(0)
+    with randomness.WholeBatch(dimensions, part, total, (0, 0, rank), cpu):
+        return draw(size)
+
+
+WHOLE = {
+    "cauchy_": lambda n: torch.distributions.Cauchy(torch.zeros(n, 40), 1.0).sample(),
+    "log_normal_": lambda n: torch.empty(n, 40).log_normal_(),
+    "geometric_": lambda n: torch.empty(n, 40).geometric_(0.1),
+    "random_": lambda n: torch.empty(n, 40).random_(0, 9),
+    "bernoulli": lambda n: torch.full((n, 40), 0.5).bernoulli(),
+    "bernoulli of a number": lambda n: torch.zeros(n, 40).bernoulli(0.5),
+    "multinomial": lambda n: torch.ones(n, 40).multinomial(9),
+    "randint_like": lambda n: torch.randint_like(torch.zeros(n, 40), 9),
+}
+ALONE = {
+    "dropout1d": lambda n: functional.dropout1d(torch.ones(n, 40, 2)),
+    "dropout2d": lambda n: functional.dropout2d(torch.ones(n, 40, 2, 2)),
+    "dropout3d": lambda n: functional.dropout3d(torch.ones(n, 40, 2, 2, 2)),
+    "alpha_dropout": lambda n: nn.AlphaDropout()(torch.ones(n, 40)),
+    "feature_alpha_dropout": lambda n: nn.FeatureAlphaDropout()(torch.ones(n, 40, 2)),
+    "rrelu": lambda n: nn.RReLU()(-torch.ones(n, 40)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_processes_draw_parts_of_what_one_draws(name):
+    torch.manual_seed(0)
+    one = WHOLE[name](6)
+    following = torch.rand(3)
+    assert torch.equal(torch.cat([shared(WHOLE[name], rank) for rank in (0, 1)]), one)
+    assert torch.equal(torch.rand(3), following)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_noise_that_cannot_be_shared_out_differs_between_processes(name):
+    first, second = (shared(ALONE[name], rank) for rank in (0, 1))
+    following = torch.rand(3)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(3), following)  # the common stream has not moved
+
+
+def test_layers_in_evaluation_mode_draw_nothing():
+    layers = nn.Sequential(nn.Dropout(), nn.AlphaDropout(), nn.Dropout1d()).eval()
+    draws = randomness.batch_dimensions(
+        lambda n: layers(torch.ones(n, 4)), torch.device("cpu")
+    )
+    assert draws == []
 
 
 def test_a_loader_that_is_shared_out_already_is_refused():

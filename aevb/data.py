@@ -465,7 +465,7 @@ class Batches:
         part: Callable[[int], slice] | None = None,
     ):
         check_count("batch_size", batch_size)
-        self.batch_size, self.shuffle = batch_size, shuffle
+        self.batch_size, self.shuffle = int(batch_size), shuffle
         self.device, self.inputs, self.part = torch.device(device), inputs, part
         self.total = 0
         self.parts = self.loader = self.shared = self.redraw = None

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
+from operator import index
 from pathlib import Path
 
 import torch
@@ -256,6 +257,10 @@ def fit(
     """
     device = choose_device(device)
     _check_arguments(epochs, steps, every, lr, schedule, kl_warmup, update)
+    epochs, steps, every, seed = (  # NumPy's numbers, say
+        None if number is None else index(number)
+        for number in (epochs, steps, every, seed)
+    )
     precision = choose_precision(precision, device)
     if resume and checkpoint is None:
         raise ValueError("resume is True and checkpoint is None; expected a file")
@@ -281,13 +286,13 @@ def fit(
             "epochs": epochs,
             "steps": steps,
             "every": every,
-            "batch_size": batch_size,
+            "batch_size": batches.batch_size,
             "lr": float(lr),
             "schedule": _name(schedule),
             "kl_warmup": float(kl_warmup),
             "update": update,
             "estimator": _name(estimator),
-            "seed": int(seed),
+            "seed": seed,
             "precision": precision,
             "examples": batches.num_examples,
         },

@@ -1079,6 +1079,18 @@ def test_a_device_that_is_not_there_is_refused_before_anything_happens(monkeypat
     assert same(values(model), before)
 
 
+def test_whole_numbers_of_numpy(tmp_path):
+    """They are counted with, and written down, as Python's are."""
+    path, numbers = tmp_path / "run.pt", {"every": 2, "batch_size": 50, "seed": 1}
+    expected = run(new(), FA_TRAIN, steps=4, **numbers)
+    numbers = {name: np.int64(number) for name, number in numbers.items()}
+    found = run(new(), FA_TRAIN, steps=np.int64(4), checkpoint=path, **numbers)
+    assert columns(found) == columns(expected)
+    longer = {"checkpoint": path, "resume": True, **numbers}
+    assert run(new(), FA_TRAIN, steps=np.int64(4), **longer) == found
+    assert run(new(), FA_TRAIN, epochs=np.int32(1), test=FA_TEST).epoch == [1.0]
+
+
 def test_device_is_given_or_found(monkeypatch):
     assert training.choose_device("meta").type == "meta"
     monkeypatch.setenv("AEVB_DEVICE", "meta")

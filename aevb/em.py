@@ -249,8 +249,10 @@ def merge_components(responsibilities: Tensor, count: int) -> Tensor:
 def _floor(covariances: Tensor, smallest: float) -> Tensor:
     """Raise eigenvalues below ``smallest`` to it: (..., D, D)."""
     values, vectors = torch.linalg.eigh(covariances)
-    raised = (vectors * values.clamp_min(smallest)[..., None, :]) @ vectors.mT
     low = (values[..., 0] < smallest)[..., None, None]
+    if not low.any():  # eigenvectors of equal eigenvalues have no gradient
+        return covariances
+    raised = (vectors * values.clamp_min(smallest)[..., None, :]) @ vectors.mT
     return torch.where(low, raised, covariances)
 
 

@@ -589,7 +589,8 @@ class GaussianMixture(_ExactEM):
             raise RuntimeError("this GaussianMixture has not been fitted yet")
         weights, means, covariances = self.parameters
         z = torch.multinomial(weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, means.shape[1], dtype=means.dtype, generator=generator)
+        like = {"dtype": means.dtype, "device": means.device}
+        noise = torch.randn(n, means.shape[1], generator=generator, **like)
         if covariances.dim() == 3:
             factor = torch.linalg.cholesky(covariances)[z]  # (n, D, D)
             return means[z] + (factor @ noise[..., None])[..., 0], z
@@ -706,8 +707,9 @@ class FactorAnalysis(_ExactEM):
             raise RuntimeError("this FactorAnalysis has not been fitted yet")
         mean, loadings, _ = self.parameters
         dim, latent_dim = loadings.shape
-        z = torch.randn(n, latent_dim, dtype=mean.dtype, generator=generator)
-        noise = torch.randn(n, dim, dtype=mean.dtype, generator=generator)
+        like = {"dtype": mean.dtype, "device": mean.device}
+        z = torch.randn(n, latent_dim, generator=generator, **like)
+        noise = torch.randn(n, dim, generator=generator, **like)
         return mean + z @ loadings.mT + self.noise_scale * noise
 
     def _check_size(self, x: Tensor) -> None:

@@ -329,6 +329,32 @@ def test_factor_elbo_takes_one_covariance_per_example():
     np.testing.assert_allclose(each, shared)
 
 
+def test_samples_lie_where_the_parameters_lie():
+    for kind in KINDS:
+        mixture = em.GaussianMixture(2, kind).fit(blobs(30))
+        mixture.parameters = mixture.parameters._make(
+            part.to("meta") for part in mixture.parameters
+        )
+        x, z = mixture.sample(5)
+        assert x.is_meta and z.is_meta and x.shape == (5, 2)
+    factors = em.FactorAnalysis(1).fit(blobs(30))
+    factors.parameters = factors.parameters._make(
+        part.to("meta") for part in factors.parameters
+    )
+    assert factors.sample(5).is_meta
+
+
+def test_equal_eigenvalues_have_a_gradient():
+    """A covariance that is a multiple of the identity."""
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
+    r = torch.full((4, 1), 1.0, dtype=torch.float64, requires_grad=True)
+
+    def spread(r):
+        return em.mixture_m_step(x, r, regularization=1e-6).covariances
+
+    assert torch.autograd.gradcheck(spread, r)
+
+
 def test_the_steps_are_differentiable():
     x = correlated(20)
     params = em.FactorAnalysis(2).fit(x, max_iterations=5).parameters

@@ -443,13 +443,18 @@ class _ExactEM:
                 example. EM slows down near its optimum (``eq-em-rate``): what is
                 still to come may be many times the last gain.
             seed: seed of the starting points.
-            restarts: number of starting points; the best end point is kept.
+            restarts: number of starting points; the best end point is kept, of those
+                from which the likelihood stayed finite.
             init: parameters to start from, instead of a random starting point.
 
         Returns:
             The model itself, with ``parameters``; ``history``, the average
             log-evidence in nats per example at the start and after each iteration;
             ``converged``, whether the gain fell below ``tolerance``.
+
+        Raises:
+            ValueError, TypeError: an argument is not what is expected.
+            ValueError: from every start, the likelihood became infinite.
         """
         x = _observations(x)
         self._check_size(x)
@@ -462,19 +467,29 @@ class _ExactEM:
                 raise ValueError(f"restarts is {restarts}, but init fixes the start")
             init = self._check_start(init, x.shape[1])
         generator = torch.Generator().manual_seed(seed)
-        best = None
+        best = collapse = None
         for _ in range(restarts):
             start = self._start(x, generator) if init is None else init
-            run = self._climb(x, start, max_iterations, tolerance)
+            try:
+                run = self._climb(x, start, max_iterations, tolerance)
+            except ValueError as error:
+                collapse = error
+                continue
             if best is None or run[1][-1] > best[1][-1]:
                 best = run
+        if best is None:
+            raise collapse
         self.parameters, self.history, self.converged = best
         return self
 
     def _climb(
         self, x: Tensor, params: Any, max_iterations: int, tolerance: float
     ) -> tuple[Any, list[float], bool]:
-        """EM from one starting point: final parameters, history, converged."""
+        """EM from one starting point: final parameters, history, converged.
+
+        Raises:
+            ValueError: the likelihood is not finite.
+        """
         history: list[float] = []
         for iteration in range(max_iterations + 1):
             try:

@@ -462,6 +462,20 @@ def test_a_collapse_is_named():
     assert fitted.covariances.min() == pytest.approx(1e-4)
 
 
+def test_starts_that_collapse_do_not_discard_the_others():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(2))
+
+    def climb(x, restarts):
+        model = em.GaussianMixture(5, regularization=0.0)
+        return model.fit(x, max_iterations=60, seed=1, restarts=restarts)
+
+    with pytest.raises(ValueError, match="not finite"):  # the first of these starts
+        climb(x, restarts=1)
+    assert np.isfinite(climb(x, restarts=8).history).all()
+    with pytest.raises(ValueError, match="not finite"):  # every one
+        climb(x[:6], restarts=8)
+
+
 def test_posteriors_are_distributions_with_a_gap_that_is_a_divergence():
     x = correlated(30)
     model = em.FactorAnalysis(2).fit(x)

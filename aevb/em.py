@@ -16,8 +16,9 @@ all of it, with fit  :class:`GaussianMixture`    :class:`FactorAnalysis`
 ===================  ==========================  =============================
 
 Letters in the shapes: N examples, D observed dimensions, K components, L latent
-dimensions. Everything is computed in float64; log-densities are in nats, one for
-each example. The functions are differentiable; ``fit`` records no gradients.
+dimensions. The classes compute in float64, the functions in the precision of their
+arguments; log-densities are in nats, one for each example. The functions are
+differentiable; ``fit`` records no gradients.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class MixtureParameters(NamedTuple):
     weights: Tensor  # π: (K,), non-negative, sum 1
     means: Tensor  # μ: (K, D)
     covariances: Tensor  # Σ: (K, D, D), or the diagonals alone: (K, D)
+
+    @property
+    def data_dim(self) -> int:
+        """D."""
+        return self.means.shape[-1]
 
 
 class MixturePosterior(NamedTuple):
@@ -147,7 +153,11 @@ def mixture_m_step(
             diagonal instead, as is often done, can make it decrease).
 
     Returns:
-        Weights (K,), means (K, D), covariances (K, D, D) or (K, D).
+        Weights (K,), means (K, D), covariances (K, D, D) or (K, D), in the precision
+        of x.
+
+    Raises:
+        ValueError: unknown ``covariance``.
 
     >>> x = torch.tensor([[0.0], [2.0], [7.0]])
     >>> r = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -155,6 +165,8 @@ def mixture_m_step(
     >>> weights, means[:, 0], covariances[:, 0]
     (tensor([0.6667, 0.3333]), tensor([1., 7.]), tensor([1.0000, 0.0100]))
     """
+    _check_covariance(covariance)
+    responsibilities = responsibilities.to(x.dtype)
     counts = responsibilities.sum(0)  # N_k: (K,)
     share = responsibilities / counts.clamp_min(torch.finfo(x.dtype).tiny)
     means = share.mT @ x  # (K, D)
@@ -230,7 +242,7 @@ def merge_components(responsibilities: Tensor, count: int) -> Tensor:
     """
     from sklearn.cluster import SpectralClustering
 
-    r = _observations(responsibilities)
+    r = _observations(responsibilities, "responsibilities", "(N, K)")
     check_count("count", count)
     if (r < 0).any():
         raise ValueError("responsibilities hold a negative number")
@@ -265,6 +277,11 @@ class FactorParameters(NamedTuple):
     mean: Tensor  # (D,); zero unless the model learns it
     loadings: Tensor  # W: (D, L)
     noise_variance: Tensor  # the diagonal of the covariance Φ: (D,)
+
+    @property
+    def data_dim(self) -> int:
+        """D."""
+        return self.mean.shape[-1]
 
     @property
     def noise_scale(self) -> Tensor:
@@ -508,18 +525,22 @@ class _ExactEM:
     def _check_size(self, x: Tensor) -> None:
         raise NotImplementedError
 
-    def _fitted(self, x: Any) -> tuple[Tensor, Any]:
-        """Checked observations and the parameters, once there are any."""
+    def _known(self) -> Any:
+        """The parameters, once there are any."""
         if self.parameters is None:
             raise RuntimeError(f"this {type(self).__name__} has not been fitted yet")
+        return self.parameters
+
+    def _fitted(self, x: Any) -> tuple[Tensor, Any]:
+        """Checked observations and the parameters, once there are any."""
+        params = self._known()
         x = _observations(x)
-        means = self.parameters[0 if isinstance(self, FactorAnalysis) else 1]
-        if x.shape[1] != means.shape[-1]:
+        if x.shape[1] != params.data_dim:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; this model was fitted to "
-                f"{means.shape[-1]} dimensions"
+                f"{params.data_dim} dimensions"
             )
-        return x, self.parameters
+        return x, params
 
     def log_likelihood(self, x: Any) -> Tensor:
         """log p(x) under the fitted model, in nats: (N,)."""
@@ -564,10 +585,7 @@ class GaussianMixture(_ExactEM):
         regularization: float = 1e-6,
     ) -> None:
         check_count("num_components", num_components)
-        if covariance not in ("full", "diagonal"):
-            raise ValueError(
-                f"covariance is {covariance!r}; expected 'full' or 'diagonal'"
-            )
+        _check_covariance(covariance)
         _check_regularization(regularization)
         self.num_components = num_components
         self.covariance = covariance
@@ -576,17 +594,17 @@ class GaussianMixture(_ExactEM):
     @property
     def weights(self) -> Tensor:
         """π: (K,)."""
-        return self.parameters.weights
+        return self._known().weights
 
     @property
     def means(self) -> Tensor:
         """μ: (K, D)."""
-        return self.parameters.means
+        return self._known().means
 
     @property
     def covariances(self) -> Tensor:
         """Σ: (K, D, D), or (K, D) for diagonal covariances."""
-        return self.parameters.covariances
+        return self._known().covariances
 
     def posterior(self, x: Any) -> Categorical:
         """p(z | x) (``eq-responsibilities``): N distributions over K components."""
@@ -600,9 +618,7 @@ class GaussianMixture(_ExactEM):
         self, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw n observations (n, D) and the components (n,) they come from."""
-        if self.parameters is None:
-            raise RuntimeError("this GaussianMixture has not been fitted yet")
-        weights, means, covariances = self.parameters
+        weights, means, covariances = self._known()
         z = torch.multinomial(weights, n, replacement=True, generator=generator)
         like = {"dtype": means.dtype, "device": means.device}
         noise = torch.randn(n, means.shape[1], generator=generator, **like)
@@ -694,22 +710,22 @@ class FactorAnalysis(_ExactEM):
     @property
     def mean(self) -> Tensor:
         """Mean of x, zero unless ``learn_mean``: (D,)."""
-        return self.parameters.mean
+        return self._known().mean
 
     @property
     def loadings(self) -> Tensor:
         """W: (D, L)."""
-        return self.parameters.loadings
+        return self._known().loadings
 
     @property
     def noise_variance(self) -> Tensor:
         """Diagonal of Φ: (D,)."""
-        return self.parameters.noise_variance
+        return self._known().noise_variance
 
     @property
     def noise_scale(self) -> Tensor:
         """Standard deviation of the noise, the square root of diag Φ: (D,)."""
-        return self.parameters.noise_scale
+        return self._known().noise_scale
 
     def posterior(self, x: Any) -> MultivariateNormal:
         """p(z | x) (``eq-fa-posterior``): N Gaussians over R^L."""
@@ -718,9 +734,7 @@ class FactorAnalysis(_ExactEM):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n observations: (n, D)."""
-        if self.parameters is None:
-            raise RuntimeError("this FactorAnalysis has not been fitted yet")
-        mean, loadings, _ = self.parameters
+        mean, loadings, _ = self._known()
         dim, latent_dim = loadings.shape
         like = {"dtype": mean.dtype, "device": mean.device}
         z = torch.randn(n, latent_dim, generator=generator, **like)
@@ -774,26 +788,31 @@ def _spread_out(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
     return seeds
 
 
-def _observations(x: Any) -> Tensor:
-    """Check observations and give them as a float64 tensor (N, D)."""
+def _observations(x: Any, name: str = "x", expected: str = "(N, D)") -> Tensor:
+    """Check observations, or such, and give them as a float64 tensor (N, D)."""
     x = getattr(x, "x", x)  # data.Examples
     try:
         x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"x is a {type(x).__name__}; expected numbers of shape (N, D)"
+            f"{name} is a {type(x).__name__}; expected numbers of shape {expected}"
         ) from error
     if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"x has dtype {x.dtype}; expected real numbers")
+        raise TypeError(f"{name} has dtype {x.dtype}; expected real numbers")
     if x.dim() != 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (N, D)")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
     if x.numel() == 0:
-        raise ValueError(f"x is empty: its shape is {tuple(x.shape)}")
+        raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}")
     x = x.detach().to(torch.float64)
     bad = int((~x.isfinite()).any(1).sum())
     if bad:
-        raise ValueError(f"x holds NaN or infinity in {bad} of its {len(x)} rows")
+        raise ValueError(f"{name} holds NaN or infinity in {bad} of its {len(x)} rows")
     return x
+
+
+def _check_covariance(kind: Any) -> None:
+    if kind not in ("full", "diagonal"):
+        raise ValueError(f"covariance is {kind!r}; expected 'full' or 'diagonal'")
 
 
 def _check_regularization(value: Any) -> None:

@@ -344,6 +344,20 @@ def test_samples_lie_where_the_parameters_lie():
     assert factors.sample(5).is_meta
 
 
+def test_the_m_step_has_the_precision_of_the_examples():
+    """Their responsibilities may come from a mixture in double precision."""
+    x = blobs(40).float()
+    r = em.mixture_e_step(x, em.GaussianMixture(2).fit(x).parameters).responsibilities
+    assert r.dtype == torch.float64
+    for kind in KINDS:
+        for found, exact in zip(
+            em.mixture_m_step(x, r, kind),
+            em.mixture_m_step(x.double(), r, kind),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, exact.float())
+
+
 def test_equal_eigenvalues_have_a_gradient():
     """A covariance that is a multiple of the identity."""
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
@@ -378,6 +392,11 @@ def test_public_names_are_documented(name):
         (lambda: em.GaussianMixture(2.5), ValueError, "num_components is 2.5"),
         (lambda: em.GaussianMixture(2, "tied"), ValueError, "covariance is 'tied'"),
         (lambda: em.GaussianMixture(2, "full", -1), ValueError, "regularization is -1"),
+        (
+            lambda: em.mixture_m_step(X, torch.ones(6, 1), "spherical"),
+            ValueError,
+            "covariance is 'spherical'; expected 'full' or 'diagonal'",
+        ),
         (lambda: em.FactorAnalysis(0), ValueError, "latent_dim is 0"),
         (lambda: em.FactorAnalysis(True), ValueError, "latent_dim is True"),
         (
@@ -445,7 +464,16 @@ def test_bad_arguments_of_fit(arguments, error, message):
 def test_bad_use():
     with pytest.raises(ValueError, match="latent_dim is 3, but x has only 2"):
         em.FactorAnalysis(3).fit(X)
-    for model in (em.GaussianMixture(2), em.FactorAnalysis(1)):
+    names = (
+        em.MixtureParameters._fields,
+        (*em.FactorParameters._fields, "noise_scale"),
+    )
+    for model, attributes in zip(
+        (em.GaussianMixture(2), em.FactorAnalysis(1)), names, strict=True
+    ):
+        for name in attributes:
+            with pytest.raises(RuntimeError, match="has not been fitted yet"):
+                getattr(model, name)
         for method in (model.log_likelihood, model.posterior, model.sample):
             with pytest.raises(RuntimeError, match="has not been fitted yet"):
                 method(3 if method == model.sample else X)
@@ -506,7 +534,11 @@ def test_merge_components_limits():
         (torch.ones(3, 2), 3, "count is 3; expected at most 2 components"),
         (torch.ones(3, 2), 0, "count is 0; expected a whole number, at least 1"),
         (-torch.ones(3, 2), 1, "negative"),
-        (torch.ones(3), 1, "shape"),
+        (
+            torch.ones(3),
+            1,
+            r"responsibilities has shape \(3,\); expected \(N, K\)",
+        ),
     ],
 )
 def test_merge_components_names_what_is_wrong(r, count, message):

@@ -52,6 +52,11 @@ def _terms(model, batch, estimator, seed: int) -> ElboTerms:
     return (estimator or type(model).elbo)(model, *batch)
 
 
+def _check_several(name: str, count: int) -> None:
+    if count < 2:
+        raise ValueError(f"{name} is {count}; expected at least 2, which can differ")
+
+
 # --- gradients --------------------------------------------------------------------
 
 
@@ -353,10 +358,14 @@ def check_up(
     for the latter.
 
     Args:
-        batch, estimator, seed: as for :func:`gradient_norms`. 100 examples are enough.
+        batch, estimator, seed: as for :func:`gradient_norms`, of at least 2 examples.
+            100 are enough.
 
     Returns:
         A :class:`Finding` for each check; for a shape that fails, that one alone.
+
+    Raises:
+        ValueError: a single example, which has no standard error.
 
     Example:
         >>> from aevb import models
@@ -367,6 +376,7 @@ def check_up(
         >>> findings[0]
         Finding(check='shape', found='(50,) and (50,)', verdict='passed')
     """
+    _check_several("the number of examples", len(batch[0]))
     options = {"estimator": estimator, "seed": seed}
     with _quiet(model, *batch) as batch, torch.no_grad():
         terms = _terms(model, batch, estimator, seed)
@@ -493,9 +503,15 @@ class PredictiveCheck(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """(T(x) - mean) / standard deviation of the replicated ones; 0 if all agree."""
+        """(T(x) - mean) / standard deviation of the replicated ones; 0 if all agree.
+
+        Infinite if the replicated ones agree with each other alone.
+        """
+        if (self.replicated == self.observed).all():
+            return 0.0
         off = self.observed - self.replicated.mean().item()
-        return off / self.replicated.std().item() if off else 0.0
+        spread = self.replicated.std().item()
+        return off / spread if spread else math.copysign(math.inf, off)
 
 
 def predictive_check(
@@ -534,7 +550,8 @@ def predictive_check(
         >>> 0.01 < found["largest"].p_value < 0.99
         True
     """
-    check_count("replicates - 1", replicates - 1)
+    check_count("replicates", replicates)
+    _check_several("replicates", replicates)
     rows = {name: [] for name in statistics}
     with _quiet(model, x, *condition) as (x, *condition), torch.no_grad():
         _seed(model, seed)

@@ -227,6 +227,34 @@ def test_value_check_refuses_no_samples():
         diagnostics.value_check(tiny_vae(), torch.randn(2, 4), num_samples=0)
 
 
+def test_a_distance_from_replicates_that_do_not_spread():
+    def distance(observed, replicated):
+        replicated = torch.full((7,), replicated, dtype=torch.float64)
+        return diagnostics.PredictiveCheck(observed, replicated).distance
+
+    assert distance(0.7, 0.7) == 0.0  # though their mean is rounded
+    assert distance(2.0, 1.0) == math.inf
+    assert distance(0.0, 1.0) == -math.inf
+
+
+def test_replicates_are_named():
+    for number in (0, 1):
+        with pytest.raises(ValueError, match=f"^replicates is {number}; expected"):
+            diagnostics.predictive_check(
+                models.FactorAnalysis(),
+                torch.randn(5, 3),
+                statistics={"largest": torch.max},
+                replicates=number,
+            )
+
+
+def test_a_check_up_needs_two_examples():
+    with pytest.raises(ValueError, match="number of examples is 1; expected at least"):
+        diagnostics.check_up(tiny_vae(), torch.randn(1, 4))
+    findings = diagnostics.check_up(tiny_vae(), torch.randn(2, 4))
+    assert {finding.verdict for finding in findings} == {"passed"}
+
+
 def test_total_mass_has_the_shape_of_the_distribution():
     logits = torch.randn(5, 3)
     p = Independent(Bernoulli(logits=logits), 1)

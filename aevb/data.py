@@ -82,7 +82,13 @@ class Examples:
         return len(self.x)
 
     def __getitem__(self, index: int | slice | Tensor) -> Examples:
-        """Some of the examples; an integer gives an ``Examples`` of length 1."""
+        """Some of the examples; a whole number gives an ``Examples`` of length 1."""
+        if getattr(index, "ndim", None) == 0:  # a number of NumPy's, or a tensor
+            index = index.item()
+        if isinstance(index, bool):
+            raise TypeError(
+                f"index is {index}; expected a whole number, a slice or a tensor"
+            )
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(

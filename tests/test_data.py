@@ -73,6 +73,25 @@ def test_examples_are_sliced_together():
     ]
     assert examples[torch.tensor([7, 1])].y.tolist() == [7, 1]
     assert examples[3].x.tolist() == [3] and examples[-1].x.tolist() == [9]
+    assert examples[torch.arange(10) > 7].y.tolist() == [8, 9]
+
+
+@pytest.mark.parametrize("whole", [torch.tensor, np.int64, np.array])
+def test_whole_numbers_of_every_kind_give_one_example(whole):
+    examples = Examples(torch.arange(10.0)[:, None], torch.arange(10))
+    for k in (3, -1, 0):
+        assert examples[whole(k)].x.tolist() == examples[k].x.tolist()
+    with pytest.raises(IndexError, match="index is 10, and there are 10 examples"):
+        examples[whole(10)]
+
+
+def test_a_truth_value_is_no_index():
+    for index in (True, np.True_, torch.tensor(True)):
+        with pytest.raises(TypeError, match="index is True; expected a whole number"):
+            Examples(torch.arange(3.0))[index]
+    one = Examples(torch.arange(1.0))
+    assert len(one[torch.tensor([True])]) == 1  # a mask
+    assert len(one[torch.tensor([False])]) == 0
 
 
 def test_examples_end_where_they_end():

@@ -429,7 +429,8 @@ class Batches:
     Tensors are moved to the device once and batched there by index; bytes with a
     ``redraw`` are moved as bytes and drawn afresh for each batch. A ``DataLoader``
     keeps its own batching, and its batches are moved one at a time; to a GPU through
-    pinned memory, while it still computes with the one before.
+    pinned memory, while it still computes with the one before. No gradients arrive at
+    the data.
 
     Args:
         source: a tensor, a tuple of tensors of one length, :class:`Examples`, a
@@ -497,7 +498,7 @@ class Batches:
             self.redraw = source.redraw
             parts[0] = source.raw
         try:
-            self.parts = [part.to(self.device) for part in parts]
+            self.parts = [part.detach().to(self.device) for part in parts]
         except torch.OutOfMemoryError as error:
             size = sum(part.nbytes for part in parts) / 2**30
             raise MemoryError(
@@ -617,12 +618,13 @@ class Batches:
     def _copier(self) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
         """A function that copies a batch to the device."""
         if self.device.type != "cuda":
-            return lambda batch: tuple(part.to(self.device) for part in batch)
+            return lambda batch: tuple(p.detach().to(self.device) for p in batch)
         copies = torch.cuda.Stream(self.device)  # beside that of the computation
 
         def move(batch):
             with torch.cuda.stream(copies):
-                pinned = [part.pin_memory() for part in batch]
+                parts = [part.detach() for part in batch]
+                pinned = [p if p.is_cuda else p.pin_memory() for p in parts]
                 moved = [part.to(self.device, non_blocking=True) for part in pinned]
             computation = torch.cuda.current_stream(self.device)
             computation.wait_stream(copies)

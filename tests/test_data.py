@@ -492,6 +492,20 @@ def test_labels_stay_with_their_examples(name):
     assert y.tolist() != list(range(10))
 
 
+def test_no_gradients_arrive_at_the_data():
+    """Codes that another model made may be what is modelled."""
+    layer = torch.nn.Linear(3, 3)
+    codes = layer(torch.randn(20, 3))
+    assert fit(models.FactorAnalysis(), codes, epochs=2, device="cpu").epoch == [1, 2]
+    x = torch.randn(20, 3, requires_grad=True)
+    for source in (x, TensorDataset(x), (codes,), TensorDataset(codes)):
+        for shuffle in (False, True):
+            for (part,) in Batches(source, batch_size=8, shuffle=shuffle):
+                assert not part.requires_grad
+    fit(models.FactorAnalysis(), x, epochs=2, device="cpu", batch_size=8)
+    assert x.grad is None and layer.weight.grad is None
+
+
 def test_a_dataset_of_bare_tensors():
     batches = Batches(DataLoader(X, batch_size=4))  # anything with len and index
     assert [tuple(x.shape) for (x,) in batches] == [(4, 2), (4, 2), (2, 2)]

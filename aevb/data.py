@@ -50,7 +50,8 @@ class Examples:
         raw: (N, …) uint8 grey values, or None.
         redraw: ``redraw(raw[batch], generator)`` makes a fresh ``x[batch]``; None
             where the preprocessing is not random. :func:`aevb.fit` calls it for
-            every training batch, on the device that the bytes lie on.
+            every training batch, on the device that the bytes lie on, and takes what it
+            gives to the precision of ``x``.
 
     Raises:
         ValueError: if ``y`` or ``raw`` has another length than ``x``, or ``redraw``
@@ -337,6 +338,18 @@ def digits(kind: str = "continuous", seed: int = 0) -> tuple[Examples, Examples]
     )
 
 
+def as_array(values, dtype: type | None = None) -> np.ndarray:
+    """Numbers as a NumPy array, wherever they lie and whatever is recorded of them.
+
+    Example:
+        >>> as_array(torch.ones(2, requires_grad=True))
+        array([1., 1.], dtype=float32)
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    return np.asarray(values, dtype=dtype)
+
+
 # --- synthetic data --------------------------------------------------------------
 
 LOADINGS = ((-0.5, -1.0), (-1.0, -1.0), (2.0, 0.5))
@@ -371,8 +384,8 @@ def factor_analysis(
         tensor([-0.4555, -0.3647,  0.9297])
     """
     check_count("n", n)
-    loadings = np.asarray(loadings, dtype=np.float64)  # (D, L)
-    noise = np.asarray(noise, dtype=np.float64)  # (D,)
+    loadings = as_array(loadings, np.float64)  # (D, L)
+    noise = as_array(noise, np.float64)  # (D,)
     if loadings.ndim != 2 or noise.shape != loadings.shape[:1]:
         raise ValueError(
             f"factor_analysis: loadings has shape {loadings.shape} and noise"
@@ -475,7 +488,7 @@ class Batches:
         self.batch_size, self.shuffle = int(batch_size), shuffle
         self.device, self.inputs, self.part = torch.device(device), inputs, part
         self.total = 0
-        self.parts = self.loader = self.shared = self.redraw = None
+        self.parts = self.loader = self.shared = self.redraw = self.dtype = None
         if isinstance(source, Examples):
             parts = [getattr(source, name, None) for name in inputs]
             missing = [n for n, part in zip(inputs, parts, strict=True) if part is None]
@@ -495,7 +508,7 @@ class Batches:
         if check is not None:
             check(*parts)
         if shuffle and isinstance(source, Examples) and source.redraw is not None:
-            self.redraw = source.redraw
+            self.redraw, self.dtype = source.redraw, source.x.dtype
             parts[0] = source.raw
         try:
             self.parts = [part.detach().to(self.device) for part in parts]
@@ -549,8 +562,13 @@ class Batches:
                 f"data is a {type(dataset).__name__}, an IterableDataset; expected one"
                 " with a length, since fit counts epochs"
             )
-        if len(dataset) == 0 or len(source) == 0:
+        if len(dataset) == 0:
             raise ValueError("the data is empty; expected at least one example")
+        if len(source) == 0:
+            raise ValueError(
+                f"the DataLoader has no batch of its {len(dataset)} examples; expected"
+                " a smaller batch_size, or drop_last=False"
+            )
         if source is dataset:
             source = DataLoader(dataset, self.batch_size, shuffle=self.shuffle)
         if any(isinstance(o, DistributedSampler) for o in _owners(source)):
@@ -594,7 +612,7 @@ class Batches:
             for index in order.split(self.batch_size):
                 batch = [part.index_select(0, index) for part in self.parts]
                 if self.redraw is not None:
-                    batch[0] = self.redraw(batch[0], None)
+                    batch[0] = self.redraw(batch[0], None).to(self.dtype)
                 yield self._mine(batch)
         else:
             splits = (part.split(self.batch_size) for part in self.parts)

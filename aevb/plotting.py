@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
+from aevb.data import as_array
+
 if TYPE_CHECKING:
     from IPython.display import HTML
 
@@ -135,11 +137,11 @@ def ellipse(
         cov: (2, 2), symmetric and positive definite.
         scale: radius in standard deviations.
     """
-    values, vectors = np.linalg.eigh(np.asarray(cov, dtype=float))
+    values, vectors = np.linalg.eigh(as_array(cov, float))
     width, height = 2 * scale * np.sqrt(values)
     angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
     style = {"fill": False, "linewidth": 1.5} | style
-    patch = Ellipse(tuple(map(float, mean)), width, height, angle=angle, **style)
+    patch = Ellipse(tuple(as_array(mean, float)), width, height, angle=angle, **style)
     return ax.add_patch(patch)
 
 
@@ -296,7 +298,7 @@ def digit_scatter(
         ax: where to draw; a new figure if None.
         size: of a point.
     """
-    points, labels = np.asarray(points), np.asarray(labels)
+    points, labels = as_array(points), as_array(labels)
     if ax is None:
         _, ax = plt.subplots(figsize=(6.0, 5.0))
     colors = np.array(DIGIT_COLORS)[labels]

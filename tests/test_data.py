@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import struct
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -421,6 +422,14 @@ def test_factor_analysis_with_other_parameters():
     assert torch.equal(train.x, data.factor_analysis(20000, 1, loadings, noise)[0].x)
 
 
+def test_factor_analysis_takes_the_parameters_of_a_model():
+    model = models.FactorAnalysis.from_parameters(data.LOADINGS, data.NOISE)
+    given = {"loadings": model.loadings, "noise": torch.tensor(data.NOISE)}
+    assert given["loadings"].requires_grad
+    found = data.factor_analysis(20, **given)[0].x
+    torch.testing.assert_close(found, data.factor_analysis(20)[0].x)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -528,6 +537,16 @@ def test_shuffled_passes_differ_and_cover_everything():
         == second.sort().values.tolist()
         == X[:, 0].tolist()
     )
+
+
+@pytest.mark.parametrize("kind", ["continuous", "stochastic"])
+def test_noise_is_redrawn_in_the_precision_of_the_examples(kind):
+    train, _ = data.digits(kind)
+    double = replace(train[:50], x=train[:50].x.double())
+    ((x,),) = Batches(double, shuffle=True)
+    assert x.dtype == torch.float64
+    model = models.VAE(latent_dim=2, hidden=(4,)).double()
+    assert fit(model, double, epochs=1, device="cpu", progress=False).step == [1]
 
 
 def test_noise_is_redrawn_in_training_and_fixed_otherwise():
@@ -683,7 +702,11 @@ class Stream(IterableDataset):
         (Examples(X[:0]), ValueError, "the data is empty"),
         (TensorDataset(X[:0]), ValueError, "the data is empty"),
         (DataLoader(TensorDataset(X[:0])), ValueError, "the data is empty"),
-        (DataLoader(X, batch_size=11, drop_last=True), ValueError, "the data is empty"),
+        (
+            DataLoader(X, batch_size=11, drop_last=True),
+            ValueError,
+            "the DataLoader has no batch of its 10 examples; .* or drop_last=False",
+        ),
         ((X, Y[:9]), ValueError, r"lengths \[10, 9\]; expected one length"),
         ((X, Y), ValueError, r"gives 2 tensors .*; expected 1, since .* takes \(x\)"),
         (TensorDataset(X, Y), ValueError, "gives 2 tensors for each batch; expected 1"),

@@ -154,6 +154,14 @@ def test_graphical_model_refuses_an_unknown_label():
         plotting.graphical_model(plt.subplots()[1], "θ", label="x")
 
 
+def test_tensors_with_gradients_are_drawn():
+    _, ax = plt.subplots()
+    mean, points = torch.ones(2).requires_grad_(), torch.rand(5, 2).requires_grad_()
+    assert plotting.ellipse(ax, mean, mean.diag()).center == (1.0, 1.0)
+    plotting.digit_scatter(points, torch.arange(5), ax)
+    assert len(ax.texts) == 5
+
+
 def test_digit_scatter_names_every_digit():
     points = torch.cat([torch.randn(30, 2) * 0.1 + k for k in range(10)])
     labels = torch.arange(10).repeat_interleave(30)

@@ -10,7 +10,7 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from operator import index
@@ -107,6 +107,8 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}; {expected}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {str(chosen)!r}; {expected}")
     if chosen.type == "cuda":
         if chosen.index is None and "LOCAL_RANK" in os.environ:
             chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -470,7 +472,7 @@ class _Run:
                 row |= _columns("test", *(part.double().mean() for part in values))
             if record is not None:
                 with torch.no_grad():
-                    row |= record(self.model)
+                    row |= _recorded(record(self.model))
             self.seconds += time.perf_counter() - start
             row["seconds"] = self.seconds
             return {name: float(value) for name, value in row.items()}
@@ -677,6 +679,14 @@ def _columns(prefix: str, reconstruction, kl) -> dict[str, float]:
         f"{prefix}_reconstruction": float(reconstruction),
         f"{prefix}_kl": float(kl),
     }
+
+
+def _recorded(numbers: dict[str, float]) -> dict[str, float]:
+    if not isinstance(numbers, Mapping):
+        raise TypeError(
+            f"record gives {numbers!r}; expected a dictionary of numbers by their names"
+        )
+    return numbers
 
 
 def _shapes(parameters: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

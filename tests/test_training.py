@@ -1069,14 +1069,19 @@ def test_a_device_that_is_not_there_is_refused_before_anything_happens(monkeypat
     model = new()
     before = values(model)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for device, named in (("cuda:3", "cuda:3"), ("cuda", "cuda"), ("gpu", "gpu")):
-        message = rf"device is '{named}'; expected one of \('cpu',\), which this mach"
+    for device in ("cuda:3", "cuda", "gpu", "mps", "xpu:0", "meta"):
+        message = rf"device is '{device}'; expected one of \('cpu',\), which this mach"
         with pytest.raises(ValueError, match=message):
             run(model, "not even looked at", epochs=1, device=device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"one of \('cpu', 'cuda:0', 'cuda:1'\)"):
         run(model, FA_TRAIN, epochs=1, device="cuda:2")
     assert same(values(model), before)
+
+
+def test_a_record_of_nothing_is_named():
+    with pytest.raises(TypeError, match="record gives None; expected a dictionary of"):
+        run(new(), FA_TRAIN, epochs=1, record=lambda model: None)
 
 
 def test_whole_numbers_of_numpy(tmp_path):
@@ -1092,10 +1097,12 @@ def test_whole_numbers_of_numpy(tmp_path):
 
 
 def test_device_is_given_or_found(monkeypatch):
-    assert training.choose_device("meta").type == "meta"
-    monkeypatch.setenv("AEVB_DEVICE", "meta")
-    assert training.choose_device().type == "meta"
-    assert training.choose_device("cpu").type == "cpu"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setenv("AEVB_DEVICE", "cuda:0")
+        assert training.choose_device().type == "cuda"
+        assert training.choose_device("cpu").type == "cpu"
     monkeypatch.setenv("AEVB_DEVICE", "")
     found = "cuda" if torch.cuda.is_available() else "cpu"
     assert training.choose_device().type == found

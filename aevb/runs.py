@@ -377,18 +377,18 @@ def score(
     if isinstance(model, models.FactorAnalysis):
         with torch.no_grad():
             entry["evidence"] = _numbers(model.evidence(test.x.to(_device(model))))
-    share = accuracy(model, test, some)
+    share = accuracy(model, test, some, seed)
     return entry if share is None else entry | {"accuracy": share}
 
 
 def accuracy(
-    model: LatentVariableModel, test: data.Examples, some: Tensor
+    model: LatentVariableModel, test: data.Examples, some: Tensor, seed: int = 0
 ) -> dict[str, float] | None:
     """The share of digits that are told right, for a model that tells them.
 
     Clusters are matched to digits one to one, on the whole set. A conditional VAE
     decides by Bayes' rule with the ELBO in place of log p(x | y), labels being equally
-    probable; on the examples ``some``.
+    probable; on the examples ``some``, with draws of z from ``seed``.
     """
     if isinstance(model, models.GaussianMixtureVAE):
         with torch.no_grad():
@@ -397,8 +397,9 @@ def accuracy(
         share, count = evaluation.clustering_accuracy(found, test.y), len(test)
     elif isinstance(model, models.ConditionalVAE):
         x, y = test.x[some], test.y[some]
+        draws = {"num_samples": 10, "seed": seed}
         bounds = [
-            evaluation.elbo(model, (x, torch.full_like(y, k)), num_samples=10).values
+            evaluation.elbo(model, (x, torch.full_like(y, k)), **draws).values
             for k in range(model.num_classes)
         ]
         right = torch.stack(bounds).argmax(0).cpu() == y

@@ -273,6 +273,22 @@ def test_scores_on_mnist(name):
             assert difference > -3 * error - 0.5 * lower, quantity
 
 
+def test_the_seed_of_scores_is_that_of_all_draws(monkeypatch):
+    """Those that a conditional VAE tells digits by among them."""
+    seeds, elbo = [], runs.evaluation.elbo
+
+    def noted(*arguments, seed=0, **options):
+        seeds.append(seed)
+        return elbo(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(runs.evaluation, "elbo", noted)
+    sizes = {"data_dim": 4, "latent_dim": 2, "hidden": (3,), "num_classes": 3}
+    model = models.ConditionalVAE(likelihood="bernoulli", **sizes)
+    test = data.Examples(torch.rand(9, 4).round(), torch.arange(9) % 3)
+    assert "accuracy" in runs.score(model, test, 1, 2, 5, seed=7)
+    assert seeds == [7] * 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_bounds(name):
     for scores in MANIFEST[name]["scores"].values():

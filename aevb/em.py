@@ -92,19 +92,23 @@ def mixture_log_joint(x: Tensor, params: MixtureParameters) -> Tensor:
     tensor([[-2.1121, -2.1121]])
     """
     weights, means, covariances = params
-    centred = x - means[:, None]  # (K, N, D)
     if covariances.dim() == 3:
         factor = torch.linalg.cholesky(covariances)  # (K, D, D), lower
-        whitened = torch.linalg.solve_triangular(
-            factor, centred.mT, upper=False
-        )  # (K, D, N)
-        distance = whitened.square().sum(-2)  # (K, N)
+        pairs = zip(means[:, None], factor.expand(len(means), -1, -1), strict=True)
+        distance = torch.stack([_distance(x - m, f) for m, f in pairs])  # (K, N)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
     else:
+        centred = x - means[:, None]  # (K, N, D)
         distance = (centred.square() / covariances[:, None]).sum(-1)
         log_det = covariances.log().sum(-1)
     constant = log_det + x.shape[-1] * LOG_2PI
     return weights.log() - 0.5 * (distance + constant[:, None]).mT
+
+
+def _distance(centred: Tensor, factor: Tensor) -> Tensor:
+    """cᵀ Σ⁻¹ c for each row c, where Σ = factor factorᵀ: (N,)."""
+    whitened = torch.linalg.solve_triangular(factor, centred.mT, upper=False)  # (D, N)
+    return whitened.square().sum(0)
 
 
 def mixture_e_step(x: Tensor, params: MixtureParameters) -> MixturePosterior:
@@ -170,12 +174,14 @@ def mixture_m_step(
     counts = responsibilities.sum(0)  # N_k: (K,)
     share = responsibilities / counts.clamp_min(torch.finfo(x.dtype).tiny)
     means = share.mT @ x  # (K, D)
-    centred = x - means[:, None]  # (K, N, D)
-    weighted = share.mT[..., None] * centred  # (K, N, D)
     if covariance == "full":
-        covariances = _floor(weighted.mT @ centred, regularization)  # (K, D, D)
+        pairs = zip(share.mT[..., None], means, strict=True)  # (N, 1) and (D,)
+        spread = torch.stack([(s * (x - m)).mT @ (x - m) for s, m in pairs])
+        covariances = _floor(spread, regularization)  # (K, D, D)
     else:
-        covariances = (weighted * centred).sum(1).clamp_min(regularization)  # (K, D)
+        centred = x - means[:, None]  # (K, N, D)
+        spread = (share.mT[..., None] * centred * centred).sum(1)  # (K, D)
+        covariances = spread.clamp_min(regularization)
     return MixtureParameters(counts / counts.sum(), means, covariances)
 
 

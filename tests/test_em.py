@@ -358,6 +358,16 @@ def test_the_m_step_has_the_precision_of_the_examples():
             torch.testing.assert_close(found, exact.float())
 
 
+def test_covariances_that_components_share():
+    """One for all of them, of either kind."""
+    x, params = blobs(30), em.GaussianMixture(3).fit(blobs(30)).parameters
+    for one in (params.covariances[:1], params.covariances[:1].diagonal(0, 1, 2)):
+        each = one.expand(3, *one.shape[1:])
+        found = em.mixture_log_joint(x, params._replace(covariances=one))
+        expected = em.mixture_log_joint(x, params._replace(covariances=each))
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
 def test_equal_eigenvalues_have_a_gradient():
     """A covariance that is a multiple of the identity."""
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()

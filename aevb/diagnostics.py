@@ -53,6 +53,8 @@ def _terms(model, batch, estimator, seed: int) -> ElboTerms:
 
 
 def _check_several(name: str, count: int) -> None:
+    """Raise unless ``count`` is a whole number of things that can differ."""
+    check_count(name, count)
     if count < 2:
         raise ValueError(f"{name} is {count}; expected at least 2, which can differ")
 
@@ -550,7 +552,6 @@ def predictive_check(
         >>> 0.01 < found["largest"].p_value < 0.99
         True
     """
-    check_count("replicates", replicates)
     _check_several("replicates", replicates)
     rows = {name: [] for name in statistics}
     with _quiet(model, x, *condition) as (x, *condition), torch.no_grad():

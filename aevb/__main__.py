@@ -31,7 +31,7 @@ def train(options: argparse.Namespace) -> int:
     """Train a model and say how it goes."""
     recipe = recipe_of(options)
     check_folder(options)
-    device = device_of(options)
+    device = device_named_by(options)
     from aevb import runs
 
     writes = first_process()
@@ -99,7 +99,7 @@ def how_to_resume(options: argparse.Namespace, argv: list[str]) -> str:
     return f"stopped; go on with: {PROGRAM} {shlex.join(again)}"
 
 
-def device_of(options: argparse.Namespace) -> torch.device:
+def device_named_by(options: argparse.Namespace) -> torch.device:
     """The device that was asked for, or the one there is.
 
     Raises:
@@ -119,7 +119,7 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score a model and print the scores."""
-    device = device_of(options)
+    device = device_named_by(options)
     from aevb import runs
 
     model, entry = runs.find(options.target)
@@ -195,7 +195,7 @@ def sample(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--out is {options.out}; expected a file that ends in {', '.join(ENDINGS)}"
         )
-    device = device_of(options)
+    device = device_named_by(options)
     from aevb import runs
 
     model, _ = runs.find(options.target)

@@ -20,12 +20,14 @@ from torch.distributions import Distribution, Independent
 
 from aevb.distributions import rsample
 from aevb.evaluation import Estimate
-from aevb.model import ElboTerms, LatentVariableModel, check_count
+from aevb.model import (
+    ElboTerms,
+    LatentVariableModel,
+    check_count,
+    device_of,
+    evaluating,
+)
 from aevb.randomness import preserved, seed_device
-
-
-def _device(model: LatentVariableModel) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device  # or has it none?
 
 
 @contextmanager
@@ -34,17 +36,13 @@ def _quiet(model: LatentVariableModel, *batch: Tensor) -> Iterator[tuple[Tensor,
 
     Gives the batch on the model's device.
     """
-    device, training = _device(model), model.training
-    model.eval()
-    try:
-        with preserved(device):
-            yield tuple(part.to(device) for part in batch)
-    finally:
-        model.train(training)
+    device = device_of(model)
+    with evaluating(model), preserved(device):
+        yield tuple(part.to(device) for part in batch)
 
 
 def _seed(model: LatentVariableModel, seed: int) -> None:
-    seed_device(seed, _device(model))
+    seed_device(seed, device_of(model))
 
 
 def _terms(model, batch, estimator, seed: int) -> ElboTerms:
@@ -243,12 +241,7 @@ def value_check(
             _seed(model, seed + number)
             total = total + ours - model.log_weights(*batch)[0].double()
     values = total / num_samples
-    return _estimate(values)
-
-
-def _estimate(values: Tensor) -> Estimate:
-    spread = values.std().item() if len(values) > 1 else math.nan
-    return Estimate(values.mean().item(), spread / math.sqrt(len(values)), values)
+    return Estimate.of(values)
 
 
 def total_mass(distribution: Distribution, values: Tensor, step: float = 1.0) -> Tensor:
@@ -371,6 +364,7 @@ def check_up(
 
     Example:
         >>> from aevb import models
+        >>> _ = torch.manual_seed(0)
         >>> model = models.VAE(data_dim=4, latent_dim=2, hidden=(3,))
         >>> findings = check_up(model, torch.rand(50, 4))
         >>> {finding.verdict for finding in findings}
@@ -418,7 +412,7 @@ def _excess(model, batch, gap: Estimate, seed: int) -> Estimate:
         _seed(model, seed)
         log_w = model.log_weights(*batch, num_samples=100).double()  # (K, B)
         tighter = log_w.logsumexp(0) - math.log(len(log_w)) - log_w.mean(0)
-    return _estimate(gap.values - tighter)
+    return Estimate.of(gap.values - tighter)
 
 
 def _finding(check: str, found: str, good: bool) -> Finding:

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from aevb.distributions import detached, is_reparameterised, rsample
 from aevb.model import ElboTerms, LatentVariableModel, check_count
-from aevb.randomness import preserved
+from aevb.randomness import preserved, seed_device
 
 
 def analytic_kl(
@@ -591,7 +591,7 @@ def gradient_samples(
         chunk_size=chunk_size,
     )
     with preserved(x.device):
-        torch.manual_seed(seed)
+        seed_device(seed, x.device)
         parts = gradients(moving, torch.empty(draws))
     return torch.cat([part.flatten(1) for part in parts.values()], 1)
 

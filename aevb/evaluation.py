@@ -52,14 +52,15 @@ class Estimate(NamedTuple):
     standard_error: float
     values: Tensor
 
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """From the examples' own values (N,), which become float64."""
+        values = values.double()
+        spread = values.std().item() if len(values) > 1 else math.nan
+        return cls(values.mean().item(), spread / math.sqrt(len(values)), values)
+
     def __repr__(self) -> str:
         return f"{self.mean:.2f} ± {self.standard_error:.2f} nats"
-
-
-def _estimate(values: Tensor) -> Estimate:
-    values = values.double()
-    spread = values.std().item() if len(values) > 1 else math.nan
-    return Estimate(values.mean().item(), spread / math.sqrt(len(values)), values)
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def elbo(
         >>> elbo(model, test).mean < model.evidence(test.x).mean()
         tensor(True)
     """
-    return _estimate(terms(model, data, num_samples, seed).elbo)
+    return Estimate.of(terms(model, data, num_samples, seed).elbo)
 
 
 def _log_mean(
@@ -180,7 +181,7 @@ def log_likelihood(
         batches = _batches(model, data, _WEIGHTED)
         for batch in progress(batches) if progress else batches:
             values.append(_weighted(model, batch, num_samples, generator))
-    return _estimate(torch.cat(values))
+    return Estimate.of(torch.cat(values))
 
 
 def _weighted(model, batch, num_samples: int, generator) -> Tensor:
@@ -308,7 +309,7 @@ def naive_log_likelihood(
                 return model.likelihood(z).log_prob(x)  # z (S, B, L) -> (S, B)
 
             values.append(_log_mean(log_p, num_samples))
-    return _estimate(torch.cat(values))
+    return Estimate.of(torch.cat(values))
 
 
 # --- annealed importance sampling ---
@@ -342,7 +343,7 @@ def _annealed(walks: list[annealing.Walk], sign: int) -> AnnealedEstimate:
     w = (log_w - values).exp()  # mean 1
     error = w.std(0) / math.sqrt(len(w)) if len(w) > 1 else math.nan * w[0]
     acceptance = torch.cat([walk.acceptance.double().mean(0) for walk in walks])
-    return AnnealedEstimate(*_estimate(sign * values), error, acceptance)
+    return AnnealedEstimate(*Estimate.of(sign * values), error, acceptance)
 
 
 class _Path:
@@ -492,7 +493,7 @@ class Sandwich(NamedTuple):
     @property
     def gap(self) -> Estimate:
         """upper - lower of each example, nats: neither is further from the truth."""
-        return _estimate(self.upper.values - self.lower.values)
+        return Estimate.of(self.upper.values - self.lower.values)
 
 
 def bidirectional_monte_carlo(
@@ -588,17 +589,17 @@ class InferenceGap(NamedTuple):
     @property
     def approximation(self) -> Estimate:
         """log p(x) - ELBO of the best q: what the family cannot do."""
-        return _estimate(self.log_likelihood.values - self.best.values)
+        return Estimate.of(self.log_likelihood.values - self.best.values)
 
     @property
     def amortisation(self) -> Estimate:
         """ELBO of the best q - ELBO of the model's: what its network does not do."""
-        return _estimate(self.best.values - self.amortised.values)
+        return Estimate.of(self.best.values - self.amortised.values)
 
     @property
     def total(self) -> Estimate:
         """log p(x) - ELBO."""
-        return _estimate(self.log_likelihood.values - self.amortised.values)
+        return Estimate.of(self.log_likelihood.values - self.amortised.values)
 
 
 def inference_gap(
@@ -671,7 +672,7 @@ def inference_gap(
     best, amortised = torch.cat(best), torch.cat(amortised)
     log_p = torch.cat(weighted) if log_p is None else log_p[: len(best)]
     log_p = log_p.detach().to(best)
-    return InferenceGap(*map(_estimate, (log_p, best, amortised)))
+    return InferenceGap(*map(Estimate.of, (log_p, best, amortised)))
 
 
 def _elbo_of(q_z, model, batch, num_samples: int, generator) -> Tensor:

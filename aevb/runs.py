@@ -31,7 +31,7 @@ from tqdm import tqdm
 import aevb
 from aevb import data, estimators, evaluation, models, weights
 from aevb.files import replacing
-from aevb.model import ElboTerms, LatentVariableModel
+from aevb.model import ElboTerms, LatentVariableModel, device_of
 from aevb.randomness import preserved
 from aevb.recipes import Recipe
 from aevb.training import History, choose_device, fit
@@ -376,7 +376,7 @@ def score(
     }
     if isinstance(model, models.FactorAnalysis):
         with torch.no_grad():
-            entry["evidence"] = _numbers(model.evidence(test.x.to(_device(model))))
+            entry["evidence"] = _numbers(model.evidence(test.x.to(device_of(model))))
     share = accuracy(model, test, some, seed)
     return entry if share is None else entry | {"accuracy": share}
 
@@ -392,7 +392,7 @@ def accuracy(
     """
     if isinstance(model, models.GaussianMixtureVAE):
         with torch.no_grad():
-            parts = (x.to(_device(model)) for x in test.x.split(1000))
+            parts = (x.to(device_of(model)) for x in test.x.split(1000))
             found = torch.cat([model.cluster(x) for x in parts]).cpu()
         share, count = evaluation.clustering_accuracy(found, test.y), len(test)
     elif isinstance(model, models.ConditionalVAE):
@@ -412,10 +412,6 @@ def accuracy(
         "standard_error": round(error, 4),
         "examples": count,
     }
-
-
-def _device(model: LatentVariableModel) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _numbers(values: Tensor, samples: int | None = None, seed: int | None = None):

@@ -347,9 +347,9 @@ def _check_reparameterised(q_z) -> None:
 def marginalised(
     model: LatentVariableModel,
     x: Tensor,
-    *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    *,
     negligible: float = 0.0,
 ) -> ElboTerms:
     """For a latent class y beside z: the sum over y computed, z sampled for each y.
@@ -409,7 +409,6 @@ def labelled(
     model: LatentVariableModel,
     x: Tensor,
     y: Tensor,
-    *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
 ) -> ElboTerms:
@@ -459,9 +458,9 @@ def categorical_kl(q: Categorical, p: Categorical) -> Tensor:
 def gumbel_softmax(
     model: LatentVariableModel,
     x: Tensor,
-    *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    *,
     temperature: float = 0.5,
     kl: str = "analytic",
     straight_through: bool = False,

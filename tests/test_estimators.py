@@ -469,14 +469,6 @@ def test_labelled_takes_labels_and_probabilities():
 
 
 @EACH_OF_A_CLASS
-def test_class_estimators_take_no_class(name):
-    """Labels that `fit` hands on are refused, not taken for a number of samples."""
-    model, x = mixture_model()
-    with pytest.raises(TypeError, match="takes 2 positional arguments but 3"):
-        CLASS_ESTIMATORS[name](model, x, torch.tensor([0, 1, 2]))
-
-
-@EACH_OF_A_CLASS
 def test_class_estimators_train(name):
     model, x = mixture_model()
     options = {"steps": 3, "progress": False, "estimator": CLASS_ESTIMATORS[name]}

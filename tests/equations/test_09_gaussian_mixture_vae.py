@@ -391,7 +391,7 @@ def test_eq_gmvae_labelled(x):
     exact = (log_p - kl + log_q - math.log(3)).detach()
     with torch.no_grad():
         values = torch.stack(
-            [estimators.labelled(model, x, y, num_samples=100).elbo for _ in range(200)]
+            [estimators.labelled(model, x, y, 100).elbo for _ in range(200)]
         )
     assert agrees(values.mean(0), values.std(0) / 200**0.5, exact)
     z = torch.linspace(-15, 15, 3000).double()[:, None, None]

@@ -18,9 +18,9 @@ could not tell one of its wrong answers from the right one is refused when it is
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,8 +233,26 @@ class PropertyCheck:
 
 
 def _call(function: Callable, inputs: Sequence[tuple]) -> list[Any]:
-    """The function's values for copies of the inputs."""
-    return [_seeded(function, *map(_copy, arguments)) for arguments in inputs]
+    """The function's values for copies of tensors, and for models that are put back."""
+    values = []
+    for arguments in inputs:
+        with _put_back(arguments):
+            values.append(_seeded(function, *map(_copy, arguments)))
+    return values
+
+
+@contextmanager
+def _put_back(arguments: tuple) -> Iterator[None]:
+    """The weights of the models among them are afterwards what they were."""
+    models = [value for value in arguments if isinstance(value, torch.nn.Module)]
+    tensors = [part for model in models for part in model.state_dict().values()]
+    old = [part.clone() for part in tensors]
+    try:
+        yield
+    finally:
+        for part, was in zip(tensors, old, strict=True):
+            if not torch.equal(part, was):  # a value's graph may need what is as it was
+                part.copy_(was)
 
 
 def _seeded(function: Callable, *arguments: Any) -> Any:
@@ -264,7 +282,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _tolerance(given: float | None, expected: Tensor) -> float:

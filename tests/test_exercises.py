@@ -159,20 +159,34 @@ def test_properties_leave_inputs_and_the_global_generator_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_models_among_the_inputs_are_copied():
+def test_models_among_the_inputs_are_put_back():
     """A state_dict shares its memory with the model."""
-    start = torch.nn.Linear(2, 3)
-    old = start.weight.detach().clone()
+    given = torch.nn.Linear(2, 3)
+    old = given.weight.detach().clone()
     check = PropertyCheck(
-        [(start,)], [(lambda made: (made.weight == 0).all(), "All weights are zero.")]
+        [(given,)], [(lambda made: (made.weight == 0).all(), "All weights are zero.")]
     )
 
     def zeroed(model):
-        model.state_dict()["weight"].zero_()
-        return model
+        state = model.state_dict()
+        state["weight"].zero_()
+        made = torch.nn.Linear(2, 3)
+        made.load_state_dict(state)
+        return made
 
     assert check(zeroed) and check(zeroed)
-    assert torch.equal(start.weight, old)
+    assert torch.equal(given.weight, old)
+
+
+def test_a_property_may_look_at_gradients_of_a_given_model():
+    given = torch.nn.Linear(2, 3)
+    x = torch.ones(4, 2, requires_grad=True)
+
+    def is_felt(value):
+        return torch.autograd.grad(value.square().sum(), given.weight)[0].any()
+
+    check = PropertyCheck([(given,)], [(is_felt, "The model has no part in it.")])
+    assert check(lambda model: model(x))
 
 
 def test_a_property_needs_a_message_of_its_own():

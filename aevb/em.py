@@ -65,7 +65,7 @@ class MixtureParameters(NamedTuple):
 
     @property
     def data_dim(self) -> int:
-        """D."""
+        """The observed dimensions, D in number."""
         return self.means.shape[-1]
 
 
@@ -286,7 +286,7 @@ class FactorParameters(NamedTuple):
 
     @property
     def data_dim(self) -> int:
-        """D."""
+        """The observed dimensions, D in number."""
         return self.mean.shape[-1]
 
     @property

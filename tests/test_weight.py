@@ -239,7 +239,7 @@ def heaviest():
 @pytest.mark.parametrize("name", ["index", *heaviest()])
 def test_the_largest_paint_on_a_phone(browser, base, name):
     best = []
-    for _ in range(3):
+    for _ in range(8):  # what else the machine does can only add to the time
         _, paints = first_visit(browser, f"{base}{name}.html", slow=True)
         best = min(filter(None, (best, paints[-1])))
         if best[0] <= SECONDS:

@@ -179,7 +179,25 @@ def test_the_page_is_what_the_benchmarks_wrote():
 
 def test_no_timing_is_typed_into_the_tool():
     text = speed.HEAD + speed.PEERS + speed.TARGET + speed.MODELS + speed.SCALING
+    text += speed.PRECISION + speed.ROUNDED
     assert not re.findall(r"\d+\.\d+", text)
+
+
+@pytest.mark.parametrize("shift", [0.3, 3.0])
+def test_precision_is_judged_by_the_spread_of_seeds(shift):
+    single = {0: -75.0, 1: -76.0, 2: -77.0}
+    elbos = {"single": single, "bfloat16": {k: v + shift for k, v in single.items()}}
+    runs = [
+        {"model": "m", "precision": p, "seed": k, "elbo": v, "products": "rounded"}
+        for p, found in elbos.items()
+        for k, v in found.items()
+    ]
+    report = {"settings": {"recipes": {"m": {}, "n": {}}}, "runs": runs}
+    *_, table, verdict = speed.precision(report)
+    assert "| `m` | -76.00 (-77.00 to -75.00) |" in table
+    assert f"| 1.00 | +{shift:.2f} (+{shift:.2f} to +{shift:.2f}) |" in table
+    assert ("mean of `m` moves" in verdict) == (shift > 1)
+    assert verdict.endswith("Not run yet: `n`.")
 
 
 def test_the_page_needs_no_torch():
@@ -197,7 +215,7 @@ def test_stale_page_and_figure_are_found(tmp_path):
     for folder in ("benchmarks", "book/results"):
         (tmp_path / folder).mkdir(parents=True)
     report = speed.read()["scaling"]
-    (tmp_path / "benchmarks" / speed.FILES["scaling"]).write_text(json.dumps(report))
+    (tmp_path / speed.FILES["scaling"]).write_text(json.dumps(report))
     (tmp_path / "book" / "speed.md").write_text(speed.page(tmp_path))
     (tmp_path / "book" / speed.FIGURE).write_text(speed.checksum(report))
     assert list(speed.complaints(tmp_path)) == []

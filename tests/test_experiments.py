@@ -1,5 +1,6 @@
 """Every study of experiments/ runs, in fast mode, and can be stopped and started."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted((ROOT / "experiments").glob("*.py"))
@@ -39,3 +41,39 @@ def test_study_runs_and_resumes(script, tmp_path):
 @pytest.mark.parametrize("script", STUDIES, ids=lambda p: p.stem)
 def test_a_study_has_a_stored_result(script):
     assert (ROOT / "book" / "results" / f"{script.stem}.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def precision():
+    """The study of precision, as a module."""
+    path = ROOT / "experiments" / "08_precision.py"
+    spec = importlib.util.spec_from_file_location("precision", path)
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    return study
+
+
+def test_products_of_rounded_factors_are_those_of_bfloat16(precision):
+    """What a processor without such products computes in the study of precision."""
+    g = torch.Generator().manual_seed(0)
+    a, b, bias = (torch.randn(shape, generator=g) for shape in ((30, 40), (40, 50), 50))
+    short = [x.bfloat16() for x in (a, b, bias)]
+    one_rounding = {"rtol": 2**-7, "atol": 1e-5}
+    for found, expected in (
+        (precision.mm(*short[:2]), torch.mm(*short[:2])),
+        (precision.addmm(short[2], *short[:2]), torch.addmm(short[2], *short[:2])),
+    ):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected, **one_rounding)
+        assert (found == expected).double().mean() > 0.9
+    assert torch.equal(precision.mm(a, b), torch.mm(a, b))
+    assert torch.equal(precision.addmm(bias, a, b), torch.addmm(bias, a, b))
+
+
+def test_every_stage_of_a_recipe_is_in_one_precision(precision):
+    recipe = precision.RECIPES["gaussian-mixture-vae"]
+    assert json.dumps(recipe).count('"precision": "bfloat16"') == 3
+    assert (
+        json.dumps(precision.in_precision(recipe, None)).count('"precision": null') == 3
+    )
+    assert precision.in_precision(recipe, "bfloat16") == recipe

@@ -3,8 +3,9 @@
     python -m tools.speed          # part of make benchmark and make renumber
 
 Every number comes from a JSON file in `benchmarks/`, which `make benchmark` writes
-anew; none is typed into the page.  A benchmark that has not run is left out.  The page
-needs neither torch nor the package: the site's environment can make it.
+anew, or from the study of precision; none is typed into the page.  What has not run is
+left out.  The page needs neither torch nor the package: the site's environment can make
+it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from tools import conventions as c
 from tools.results import markdown, unwrapped
 
 FILES = {
-    "peers": "peers_latest.json",
-    "target": "target_latest.json",
-    "training": "latest.json",
-    "mixture": "gmvae_latest.json",
-    "sequences": "vrnn_latest.json",
-    "scaling": "scaling_latest.json",
+    "peers": "benchmarks/peers_latest.json",
+    "target": "benchmarks/target_latest.json",
+    "training": "benchmarks/latest.json",
+    "mixture": "benchmarks/gmvae_latest.json",
+    "sequences": "benchmarks/vrnn_latest.json",
+    "precision": "book/results/08_precision.json",
+    "scaling": "benchmarks/scaling_latest.json",
 }
 TASKS = {"training": "VAE", "mixture": "Gaussian-mixture VAE", "sequences": "VRNN"}
 SCRIPTS = {
@@ -88,6 +90,20 @@ happens within the loop over the rows, and `images` makes each image from a PIL
 image, as tutorials do. What the other words mean is said in each script's
 first lines.
 """
+PRECISION = """## Does a product in bfloat16 change the result?
+
+The models that the book trains with `precision="bfloat16"`, by the recipes of their
+chapters, and by the same recipes in single precision. Each was trained from {seeds}
+seeds; a seed gives both precisions the same first weights, the same order of the images
+and the same noise, until rounding leads them apart. The ELBO is that of all test images
+in nats, the mean over the seeds and, in parentheses, the lowest and the highest. The
+spread is the standard deviation over the seeds in single precision; the difference is
+bfloat16 less single precision, of one seed, again with its mean, lowest and highest.
+"""
+ROUNDED = """The processor of this study has no products in bfloat16. They were computed
+as one that has them does: factors rounded to bfloat16, multiplied and summed in single
+precision, and the result rounded.
+"""
 SCALING = """## How the cost grows
 
 Larger batches share what a step costs however small it is, until the products are all
@@ -103,7 +119,7 @@ of one training."""
 
 def read(root: Path = c.ROOT) -> dict[str, dict]:
     """The reports that are there, by the names in ``FILES``."""
-    paths = {name: root / "benchmarks" / file for name, file in FILES.items()}
+    paths = {name: root / file for name, file in FILES.items()}
     return {
         name: json.loads(path.read_text(encoding="utf-8"))
         for name, path in paths.items()
@@ -221,6 +237,42 @@ def models(reports: dict[str, dict]) -> Iterator[str]:
         yield markdown(header, ["---", "---", *["---:"] * 3], lines)
 
 
+def precision(report: dict) -> Iterator[str]:
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for run in report["runs"]:
+        of_model = found.setdefault(run["model"], {"single": {}, "bfloat16": {}})
+        of_model[run["precision"]][run["seed"]] = run["elbo"]
+    lines, moved = [], []
+    for model, elbos in found.items():
+        single, low = ([of[seed] for seed in sorted(of)] for of in elbos.values())
+        spread = statistics.stdev(single)
+        differences = [b - a for a, b in zip(single, low, strict=True)]
+        if abs(statistics.mean(differences)) > spread:
+            moved.append(f"`{model}`")
+        numbers = [mean_and_range(single), mean_and_range(low), f"{spread:.2f}"]
+        numbers += [mean_and_range(differences, "+.2f")]
+        lines.append([f"`{model}`", *numbers])
+    yield unwrapped(PRECISION).format(seeds=len(single))
+    if any(run["products"] == "rounded" for run in report["runs"]):
+        yield unwrapped(ROUNDED)
+    header = ["model", "single precision", "bfloat16", "spread", "difference"]
+    yield markdown(header, ["---", *["---:"] * 4], lines)
+    which = (
+        f"mean of {' and '.join(moved)} moves" if moved else "mean of no model moves"
+    )
+    missing = [
+        f"`{name}`" for name in report["settings"]["recipes"] if name not in found
+    ]
+    to_come = f" Not run yet: {', '.join(missing)}." if missing else ""
+    yield f"The {which} by more than the spread from seed to seed.{to_come}"
+
+
+def mean_and_range(values: list[float], form: str = ".2f") -> str:
+    numbers = (statistics.mean(values), min(values), max(values))
+    mean, low, high = (f"{number:{form}}" for number in numbers)
+    return f"{mean} ({low} to {high})"
+
+
 def scaling(report: dict) -> Iterator[str]:
     yield unwrapped(SCALING)
     yield machine(report)
@@ -252,6 +304,8 @@ def page(root: Path = c.ROOT) -> str:
     if "target" in reports:
         parts += target(reports["target"])
     parts += models(reports)
+    if "precision" in reports:
+        parts += precision(reports["precision"])
     if "scaling" in reports:
         parts += scaling(reports["scaling"])
     return "\n\n".join(parts) + "\n"
@@ -268,7 +322,7 @@ def complaints(root: Path = c.ROOT) -> Iterator[str]:
     if report is not None and not (
         figure.exists() and checksum(report) in figure.read_text(encoding="utf-8")
     ):
-        yield f"book/{FIGURE} is not of benchmarks/{FILES['scaling']}: run that again"
+        yield f"book/{FIGURE} is not of {FILES['scaling']}: run that again"
 
 
 def checksum(report: dict) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aevb.model import put_back
 from aevb.randomness import preserved, seed_device
 
 __all__ = ["FunctionCheck", "NumberCheck", "PropertyCheck", "Verdict"]
@@ -236,13 +237,13 @@ def _call(function: Callable, inputs: Sequence[tuple]) -> list[Any]:
     """The function's values for copies of tensors, and for models that are put back."""
     values = []
     for arguments in inputs:
-        with _put_back(arguments):
+        with _kept(arguments):
             values.append(_seeded(function, *map(_copy, arguments)))
     return values
 
 
 @contextmanager
-def _put_back(arguments: tuple) -> Iterator[None]:
+def _kept(arguments: tuple) -> Iterator[None]:
     """The weights of the models among them are afterwards what they were."""
     models = [value for value in arguments if isinstance(value, torch.nn.Module)]
     tensors = [part for model in models for part in model.state_dict().values()]
@@ -250,9 +251,7 @@ def _put_back(arguments: tuple) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, was in zip(tensors, old, strict=True):
-            if not torch.equal(part, was):  # a value's graph may need what is as it was
-                part.copy_(was)
+        put_back(tensors, old)
 
 
 def _seeded(function: Callable, *arguments: Any) -> Any:

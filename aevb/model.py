@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import NamedTuple
@@ -207,6 +207,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@torch.no_grad()
+def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Give tensors the values that they had.
+
+    Those that still have them are not written to: a constant may be expanded, and a
+    graph may need a parameter as it is.
+    """
+    for tensor, value in zip(tensors, values, strict=True):
+        if not torch.equal(tensor, value):
+            tensor.copy_(value)
 
 
 def check_count(name: str, count: int) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 from aevb import evaluation
 from aevb.data import Batches
 from aevb.files import replacing
-from aevb.model import ElboTerms, LatentVariableModel, check_count
+from aevb.model import ElboTerms, LatentVariableModel, check_count, put_back
 from aevb.parallel import Processes
 from aevb.randomness import (
     WholeBatch,
@@ -507,12 +507,6 @@ class _Run:
         self.good_step = self.step
         self.good = [tensor.detach().clone() for tensor in self.changing()]
 
-    @torch.no_grad()
-    def put_back(self) -> None:
-        for tensor, good in zip(self.changing(), self.good, strict=True):
-            if not torch.equal(tensor, good):  # a constant may be one that is expanded
-                tensor.copy_(good)
-
     @contextmanager
     def explained(self, checkpoint: str | os.PathLike | None):
         """Around the training: put back the last good state if it stops early.
@@ -524,7 +518,7 @@ class _Run:
             return
         except BaseException as error:
             with _undisturbed():
-                self.put_back()
+                put_back(self.changing(), self.good)
                 clearer = self.clearer(error)
                 shown = clearer or error
                 shown.history = self.history

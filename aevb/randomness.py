@@ -97,6 +97,7 @@ REJECTING = {
     torch._standard_gamma,
     torch._sample_dirichlet,
 }
+DRAWING = RANDOM | REJECTING
 OWN = "own"  # in place of a dimension: each process draws for itself
 
 
@@ -105,7 +106,7 @@ class _Draws(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in RANDOM | REJECTING or _is_certain(kwargs):
+        if function not in DRAWING or _is_certain(kwargs):
             return function(*args, **kwargs)
         return self.draw(function, args, kwargs)
 

@@ -32,7 +32,7 @@ import aevb
 from aevb import data, estimators, evaluation, models, weights
 from aevb.files import replacing
 from aevb.model import ElboTerms, LatentVariableModel, device_of
-from aevb.randomness import preserved
+from aevb.randomness import preserved, seed_device
 from aevb.recipes import Recipe
 from aevb.training import History, choose_device, fit
 
@@ -51,7 +51,7 @@ def initial(recipe: Recipe) -> LatentVariableModel:
         torch.Size([3, 2])
     """
     with preserved(torch.device("cpu")):
-        torch.default_generator.manual_seed(recipe["seed"])
+        seed_device(recipe["seed"], torch.device("cpu"))
         return weights.build(recipe["model"])
 
 

@@ -252,7 +252,8 @@ def precision(report: dict) -> Iterator[str]:
         numbers = [mean_and_range(single), mean_and_range(low), f"{spread:.2f}"]
         numbers += [mean_and_range(differences, "+.2f")]
         lines.append([f"`{model}`", *numbers])
-    yield unwrapped(PRECISION).format(seeds=len(single))
+    seeds = {run["seed"] for run in report["runs"]}
+    yield unwrapped(PRECISION).format(seeds=len(seeds))
     if any(run["products"] == "rounded" for run in report["runs"]):
         yield unwrapped(ROUNDED)
     header = ["model", "single precision", "bfloat16", "spread", "difference"]

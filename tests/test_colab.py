@@ -2,7 +2,7 @@
 
 Two chapters stand for the others, which need nothing else; all of them run with
 
-    python -m pytest tests/test_colab.py --every-chapter
+    python -m pytest tests/test_colab.py --thorough
 """
 
 import os
@@ -66,7 +66,7 @@ def run(python, settings, *chapters):
 
 
 def test_chapters_alone_with_what_they_install(python, settings, request):
-    chapters = [] if request.config.option.every_chapter else CHAPTERS
+    chapters = [] if request.config.option.thorough else CHAPTERS
     done = run(python, settings, *chapters)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

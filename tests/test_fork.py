@@ -50,8 +50,8 @@ def test_sources(clone):
 @pytest.fixture(scope="module", params=["a made-up book", "this book"])
 def root(request, tmp_path_factory, pytestconfig):
     if request.param == "this book":
-        if not pytestconfig.option.every_chapter:
-            pytest.skip("the site of a whole fork is built with --every-chapter")
+        if not pytestconfig.option.thorough:
+            pytest.skip("the site of a whole fork is built with --thorough")
         return request.getfixturevalue("clone")
     root = made_up.book(tmp_path_factory.mktemp("x") / "a", "02-first", "07-second")
     repository.move(FORK, root)

@@ -7,6 +7,8 @@
     answers while one types (it is off), are loaded by the page of the search alone.
 4.  What MyST-NB writes is made valid: a ``<summary>`` holds no paragraphs, and the
     empty corner of a table is no header of anything.
+5.  The script of a player, which holds its frames, is a file of its own that nothing
+    waits for: the text comes first.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ ICON = re.compile(
 SEARCH = re.compile(
     r'\s*<script src="[^"]*\b(?:searchtools|language_data|searchindex)\.js[^"]*">'
     r"</script>"
+)
+PLAYER = re.compile(
+    r"<script>(\s*\(function \(name, data\).*?\('(player-\w+)', .*?)</script>",
+    re.DOTALL,
 )
 
 logging.getLogger("fontTools").setLevel("WARNING")  # it reports each table of a font
@@ -113,6 +119,18 @@ def search(site: Path) -> None:
             path.write_text(SEARCH.sub("", read(path)), encoding="utf-8")
 
 
+def players(site: Path) -> None:
+    """Step 5."""
+
+    def file(script: re.Match[str]) -> str:
+        name = f"_static/{script[2]}.js"
+        (site / name).write_text(script[1], encoding="utf-8")
+        return f'<script defer src="{name}"></script>'
+
+    for path in site.glob("*.html"):
+        path.write_text(PLAYER.sub(file, read(path)), encoding="utf-8")
+
+
 def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
@@ -125,6 +143,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
         list(pool.map(to_webp, (site / "_images").glob("*.png")))
     icons(site)
     search(site)
+    players(site)
     # What selects the paragraphs that are spans now.
     for path in (site / "_static").glob("mystnb.*.css"):
         path.write_text(read(path).replace(">summary>p.", ">summary>."))

@@ -140,6 +140,7 @@ def q16():
         return moment(lambda e: function(e) ** 2) - moment(function) ** 2
 
     f = lambda e: (1 + e) ** 2  # noqa: E731
+    mean = moment(f)
     best = moment(lambda e: f(e) * e**2) / moment(lambda e: e**2)
     derivative = moment(lambda e: 2 * (1 + e))
     assert moment(lambda e: f(e) * e) == pytest.approx(derivative)
@@ -147,7 +148,7 @@ def q16():
         derivative,
         variance(lambda e: 2 * (1 + e)),
         variance(lambda e: f(e) * e),
-        variance(lambda e: (f(e) - moment(f)) * e),
+        variance(lambda e: (f(e) - mean) * e),
         best,
         variance(lambda e: (f(e) - best) * e),
     )

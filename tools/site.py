@@ -41,20 +41,19 @@ def build(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=c.ROOT, help="default: here")
+    parser.add_argument("--root", type=Path, default=c.ROOT, help="default: this book")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
-    status, said = build(output=options.output)
+    status, said = build(options.root)
     if status:
         print(said, file=sys.stderr)
         print("The site is not built: see above.", file=sys.stderr)
         return 1
-    html = options.output / "_build" / "html"
-    editions.make(options.output / "_build" / "editions")
+    html = options.root / "_build" / "html"
+    folder = options.root / "_build" / "editions"
+    editions.make(folder, options.root)
     (html / "editions").mkdir()
-    shutil.copy(
-        options.output / "_build" / "editions" / "student.zip", html / "editions"
-    )
+    shutil.copy(folder / "student.zip", html / "editions")
     page = (html / "index.html").resolve()
     print(f"The book is built ({time.perf_counter() - start:.0f} s): {page.as_uri()}")
     return 0

@@ -27,6 +27,7 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --hide-scrollbars "
     "--disable-dev-shm-usage"
 ).split()
+PATIENCE = 120_000  # milliseconds; a busy machine is slower than any phone
 # Nothing but this machine can be reached: the book works offline.
 FLAGS.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 
@@ -102,6 +103,7 @@ class Visits:
 
     def __init__(self, browser):
         self.page = browser.new_page(reduced_motion="reduce")
+        self.page.set_default_timeout(PATIENCE)
         self.base, self.complaints = "", []
         self.page.on("request", self.request)
         self.page.on("requestfailed", self.failed)

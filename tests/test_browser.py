@@ -109,7 +109,7 @@ def test_the_menu_opens_on_a_phone(visits, serve, wide_book):
     link = page.locator(".sidebar-primary-item a", has_text="2. A made-up").first
     assert not link.is_visible()
     page.locator(".primary-toggle").first.click()
-    link.wait_for(state="visible", timeout=3000)
+    link.wait_for()
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -135,11 +135,11 @@ def test_hidden_code_can_be_shown(visits, serve, wide_book):
 def test_a_mention_leads_to_its_formula(visits, serve, wide_book):
     page = visits.open(serve(wide_book), "07-second.html")
     page.get_by_role("link", name="(7.2)").first.click()
-    page.wait_for_timeout(300)
-    top = page.evaluate(
-        "() => document.getElementById('eq-second-jensen').getBoundingClientRect().top"
+    page.wait_for_function(
+        "() => { const formula = document.getElementById('eq-second-jensen');"
+        " const { top } = formula.getBoundingClientRect();"
+        " return 0 <= top && top < innerHeight; }"
     )
-    assert 0 <= top < 900
     assert page.url.endswith("#eq-second-jensen")
 
 
@@ -158,7 +158,7 @@ def test_dark_mode_can_be_chosen(visits, serve, wide_book):
 
 def test_search_finds(visits, serve, wide_book):
     page = visits.open(serve(wide_book), "search.html?q=pitfalls")
-    page.locator("ul.search li a").first.wait_for(timeout=10_000)
+    page.locator("ul.search li a").first.wait_for()
     assert page.locator("ul.search li a").count() >= 2
 
 
@@ -275,8 +275,8 @@ def test_a_player_moves_only_when_asked(player):
     page.wait_for_timeout(300)  # three frames long
     assert player.get_by_text("Step 1 of 3").is_visible()
     player.get_by_role("button", name="Play").press("Enter")
-    player.get_by_text("Step 3 of 3").wait_for(timeout=3000)
-    player.get_by_role("button", name="Play").wait_for(timeout=3000)
+    player.get_by_text("Step 3 of 3").wait_for()
+    player.get_by_role("button", name="Play").wait_for()
 
 
 def test_nothing_glides_where_less_motion_is_asked_for(visits, serve, wide_book):

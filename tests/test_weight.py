@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browsing import SITE, needs_browser
+from browsing import PATIENCE, SITE, needs_browser
 from PIL import Image
 
 from tools import conventions as c
@@ -193,7 +193,7 @@ def phone(browser):
         has_touch=True,
     )
     page = context.new_page()
-    page.set_default_timeout(120_000)  # a busy machine is slower than any phone
+    page.set_default_timeout(PATIENCE)
     page.add_init_script(PAINTS)
     devtools = context.new_cdp_session(page)
     devtools.send("Network.enable")

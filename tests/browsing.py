@@ -27,6 +27,7 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --hide-scrollbars "
     "--disable-dev-shm-usage"
 ).split()
+FORMULAS = "() => !window.MathJax || MathJax.startup?.promise?.then(() => true)"
 PATIENCE = 120_000  # milliseconds; a busy machine is slower than any phone
 # Nothing but this machine can be reached: the book works offline.
 FLAGS.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -147,9 +148,7 @@ class Visits:
             media="screen", color_scheme=scheme, reduced_motion="reduce"
         )
         self.page.goto(base + path)
-        self.page.wait_for_function(
-            "() => !window.MathJax || MathJax.startup?.promise?.then(() => true)"
-        )
+        self.page.wait_for_function(FORMULAS)
         assert not self.complaints, self.complaints
         return self.page
 
@@ -159,11 +158,12 @@ def visits(browser):
     return Visits(browser)
 
 
-def axe(page, where="document", options="{}"):
+def axe(page, where="document", options=None):
     """The violations that axe-core finds in a part of a page."""
     if not page.evaluate("() => 'axe' in window"):
         page.evaluate(AXE.read_text(encoding="utf-8"))
     return page.evaluate(
-        f"() => axe.run({where}, {options}).then(r => r.violations.map("
-        "v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 300)]))"
+        f"options => axe.run({where}, options).then(r => r.violations.map("
+        "v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 300)]))",
+        options or {},
     )

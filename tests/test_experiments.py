@@ -1,6 +1,5 @@
 """Every study of experiments/ runs, in fast mode, and can be stopped and started."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -43,14 +42,11 @@ def test_a_study_has_a_stored_result(script):
     assert (ROOT / "book" / "results" / f"{script.stem}.json").is_file()
 
 
-@pytest.fixture(scope="module")
-def precision():
+@pytest.fixture
+def precision(monkeypatch):
     """The study of precision, as a module."""
-    path = ROOT / "experiments" / "08_precision.py"
-    spec = importlib.util.spec_from_file_location("precision", path)
-    study = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(study)
-    return study
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return __import__("08_precision")
 
 
 def test_products_of_rounded_factors_are_those_of_bfloat16(precision):

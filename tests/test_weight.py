@@ -19,7 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browsing import PATIENCE, SITE, needs_browser
+from browsing import FORMULAS, PATIENCE, SITE, needs_browser
 from PIL import Image
 
 from tools import conventions as c
@@ -30,7 +30,7 @@ FONTS = 220e3  # of MathJax, which fetches what the formulas of a page need
 SECONDS = 2.5
 WORK = 1.0  # of them, for the phone to parse, style and lay out
 # What Lighthouse calls a slow 4G connection and a mid-range phone.
-ROUND_TRIP, BYTES_A_SECOND, SLOWER = 0.15, 1.6e6 / 8, 4
+ROUND_TRIP, BYTES_A_SECOND, BYTES_UP, SLOWER = 0.15, 1.6e6 / 8, 750e3 / 8, 4
 
 
 @functools.cache
@@ -171,7 +171,6 @@ new PerformanceObserver(list => list.getEntries().forEach(e => paints.push(
     [e.startTime / 1000, e.element?.tagName, e.element?.textContent?.slice(0, 60)])))
     .observe({type: "largest-contentful-paint", buffered: true});
 """
-FORMULAS = "() => !window.MathJax || MathJax.startup?.promise?.then(() => true)"
 SCROLL = """async () => {
     for (let y = 0; y < document.body.scrollHeight; y += innerHeight) {
         scrollTo(0, y);
@@ -186,19 +185,18 @@ BEFORE_THE_PAINT = """() => performance.getEntries()
 @contextlib.contextmanager
 def phone(browser):
     """A page that notes its paints, of a visitor with nothing in the cache."""
-    context = browser.new_context(
+    with browser.new_context(
         viewport={"width": 390, "height": 844},
         device_scale_factor=3,
         is_mobile=True,
         has_touch=True,
-    )
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.add_init_script(PAINTS)
-    devtools = context.new_cdp_session(page)
-    devtools.send("Network.enable")
-    yield page, devtools
-    context.close()
+    ) as context:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.add_init_script(PAINTS)
+        devtools = context.new_cdp_session(page)
+        devtools.send("Network.enable")
+        yield page, devtools
 
 
 @needs_browser
@@ -220,6 +218,7 @@ def test_a_first_visit(browser, base, path):
         )
         page.goto(base + name)
         page.wait_for_function(FORMULAS)
+        page.wait_for_load_state("networkidle")
         page.wait_for_function("() => paints.length")
         _, element, text = page.evaluate("() => paints.at(-1)")
         before = page.evaluate(BEFORE_THE_PAINT)
@@ -252,7 +251,7 @@ def test_the_largest_paint_on_a_phone(browser, base, name, pytestconfig):
                 "offline": False,
                 "latency": 1000 * ROUND_TRIP,
                 "downloadThroughput": BYTES_A_SECOND,
-                "uploadThroughput": BYTES_A_SECOND / 2,
+                "uploadThroughput": BYTES_UP,
             },
         )
         devtools.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})

@@ -245,11 +245,11 @@ def precision(report: dict) -> Iterator[str]:
     lines, moved = [], []
     for model, elbos in found.items():
         single, low = ([of[seed] for seed in sorted(of)] for of in elbos.values())
-        spread = statistics.stdev(single)
+        deviation = statistics.stdev(single)
         differences = [b - a for a, b in zip(single, low, strict=True)]
-        if abs(statistics.mean(differences)) > spread:
+        if abs(statistics.mean(differences)) > deviation:
             moved.append(f"`{model}`")
-        numbers = [mean_and_range(single), mean_and_range(low), f"{spread:.2f}"]
+        numbers = [mean_and_range(single), mean_and_range(low), f"{deviation:.2f}"]
         numbers += [mean_and_range(differences, "+.2f")]
         lines.append([f"`{model}`", *numbers])
     seeds = {run["seed"] for run in report["runs"]}

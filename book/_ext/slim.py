@@ -112,15 +112,8 @@ def icons(site: Path) -> None:
         subset(path, characters)
 
 
-def search(site: Path) -> None:
-    """Step 3."""
-    for path in site.glob("*.html"):
-        if path.name != "search.html":
-            path.write_text(SEARCH.sub("", read(path)), encoding="utf-8")
-
-
-def players(site: Path) -> None:
-    """Step 5."""
+def scripts(site: Path) -> None:
+    """Steps 3 and 5."""
 
     def file(script: re.Match[str]) -> str:
         name = f"_static/{script[2]}.js"
@@ -128,7 +121,10 @@ def players(site: Path) -> None:
         return f'<script defer src="{name}"></script>'
 
     for path in site.glob("*.html"):
-        path.write_text(PLAYER.sub(file, read(path)), encoding="utf-8")
+        text = PLAYER.sub(file, read(path))
+        if path.name != "search.html":
+            text = SEARCH.sub("", text)
+        path.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> str:
@@ -142,8 +138,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(to_webp, (site / "_images").glob("*.png")))
     icons(site)
-    search(site)
-    players(site)
+    scripts(site)
     # What selects the paragraphs that are spans now.
     for path in (site / "_static").glob("mystnb.*.css"):
         path.write_text(read(path).replace(">summary>p.", ">summary>."))

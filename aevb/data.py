@@ -605,18 +605,34 @@ class Batches:
         return list(dict.fromkeys(g for g in found if g is not None))
 
     def __iter__(self):
+        return (self.take(*key) for key in self.keys())
+
+    def keys(self):
+        """For each batch of a pass, the tensors that :meth:`take` makes it from.
+
+        With ``shuffle``, the examples' numbers, (B,) int64; else the batch itself.
+        """
         if self.loader is not None:
             yield from map(self._copier(), self._loaded())
-        elif self.shuffle:
-            order = torch.randperm(self.num_examples, device=self.device)
-            for index in order.split(self.batch_size):
-                batch = [part.index_select(0, index) for part in self.parts]
-                if self.redraw is not None:
-                    batch[0] = self.redraw(batch[0], None).to(self.dtype)
-                yield self._mine(batch)
+            return
+        if self.shuffle:
+            sources = [torch.randperm(self.num_examples, device=self.device)]
         else:
-            splits = (part.split(self.batch_size) for part in self.parts)
-            yield from map(self._mine, zip(*splits, strict=True))
+            sources = self.parts
+        for key in zip(*(s.split(self.batch_size) for s in sources), strict=True):
+            self.total = len(key[0])
+            yield key
+
+    def take(self, *key: Tensor) -> tuple[Tensor, ...]:
+        """The batch that belongs to a key of the current pass, with fresh draws."""
+        if self.loader is not None:
+            return key
+        batch = key
+        if self.shuffle:
+            batch = [part.index_select(0, *key) for part in self.parts]
+            if self.redraw is not None:
+                batch[0] = self.redraw(batch[0], None).to(self.dtype)
+        return self._mine(batch)
 
     def _mine(self, batch: list | tuple) -> tuple[Tensor, ...]:
         """This process's part of a batch."""

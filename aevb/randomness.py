@@ -101,7 +101,7 @@ DRAWING = RANDOM | REJECTING
 OWN = "own"  # in place of a dimension: each process draws for itself
 
 
-class _Draws(TorchFunctionMode):
+class Draws(TorchFunctionMode):
     """A context that hands every call of a random function to :meth:`draw`."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -135,7 +135,7 @@ def _shape(args: tuple, kwargs: dict) -> tuple[int, ...]:
     return tuple(args if at is None else args[at])
 
 
-class _Trial(_Draws):
+class _Trial(Draws):
     """Notes the shape of every draw, and the generators that were given."""
 
     def __init__(self):
@@ -187,7 +187,7 @@ def _grown(two: tuple[int, ...], three: tuple[int, ...]) -> int | str | None:
     return d if not others and (two[d], three[d]) == (2, 3) else OWN
 
 
-class WholeBatch(_Draws):
+class WholeBatch(Draws):
     """A context that draws for the whole batch and keeps what this process needs.
 
     Draws whose shape is not as expected come from a stream that only this process has,

@@ -10,9 +10,10 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
+from itertools import islice
 from operator import index
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 
 from aevb import evaluation
+from aevb.capture import Replayed
 from aevb.data import Batches
 from aevb.files import replacing
 from aevb.model import ElboTerms, LatentVariableModel, check_count, put_back
@@ -190,6 +192,12 @@ def fit(
     last digit on a CPU. A GPU may add in another order each time where a model uses
     operations such as ``index_add``; ``torch.use_deterministic_algorithms(True)``, with
     ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the environment, makes it choose others.
+
+    On a GPU a step is recorded, and from then on replayed as a whole, several times as
+    fast (:mod:`aevb.capture`). It must do the same each time: after each evaluation it
+    is compared with the model's and the estimator's own code, which therefore runs a
+    few times more often than there are steps. If it cannot be recorded, the log says
+    why, and each operation is launched by itself, as it is with several processes.
 
     In a program started by ``torchrun --nproc-per-node=N``, N processes share each
     batch (:mod:`aevb.parallel`). The history is that of one process up to rounding:
@@ -364,10 +372,19 @@ class _Run:
         self.moving = [p for p in self.moving if p.requires_grad]
         if not self.moving:
             raise ValueError(f"update is {update!r}, but no parameter of it can move")
-        self.optimizer = torch.optim.Adam(self.moving, fused=True)
+        options = {"fused": True, "capturable": self.on_gpu}
+        self.optimizer = torch.optim.Adam(self.moving, **options)
+        alone = self.on_gpu and processes.count == 1
+        self.take_step = Replayed(
+            self.launch_step, self.trained, batches.device, possible=alone
+        )
         self.step, self.seconds, self.history = 0, 0.0, History()
         self.iterator, self.epoch_random = iter(()), None
         self.keep()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.batches.device.type == "cuda"
 
     @contextmanager
     def only_update(self):
@@ -421,32 +438,53 @@ class _Run:
             self.set_random(state)
         return state
 
-    def next_batch(self) -> tuple[Tensor, ...]:
+    def next_key(self) -> tuple[Tensor, ...]:
         if self.step % len(self.batches) == 0:
             self.epoch_random = self.same_random()
-            self.iterator = iter(self.batches)
+            self.iterator = self.batches.keys()
         return next(self.iterator)
+
+    def rates(self, count: int) -> Iterator:
+        """Learning rate and weight of the KL term in each of the next steps.
+
+        On a GPU tensors (2,) on the device, where a recorded step can read them.
+        """
+        steps = range(self.step, self.step + count)
+        rates = ((self.learning_rate(step), self.kl_weight(step)) for step in steps)
+        if not self.on_gpu:
+            yield from rates
+        options = {"dtype": torch.float32, "device": self.batches.device}
+        while some := list(islice(rates, 1000)):  # one transfer for many
+            yield from torch.tensor(some, **options)
+
+    def launch_step(self, rates, *key: Tensor) -> Tensor:
+        """One gradient step on the batch of this key; the sums of its terms."""
+        lr, kl_weight = rates
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batch = self.batches.take(*key)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision(), self.shared_noise(batch):
+            estimate = self.estimator(self.model, *batch)
+        loss = kl_weight * estimate.kl - estimate.reconstruction
+        size = self.batches.total  # of the batch, in all processes
+        (loss.sum() / size).backward()
+        sums = torch.stack([part.detach().sum() for part in estimate])
+        sums = self.processes.add_up(self.moving, sums, size)
+        self.optimizer.step()
+        return sums
 
     def advance(self, count: int, bar) -> tuple[list[Tensor], int]:
         """``count`` gradient steps: each one's summed terms, and the examples seen."""
         start = time.perf_counter()
         self.same_random()  # ``record`` may have drawn, in the first process
         self.model.train()
+        self.take_step.doubt()  # ``record`` may have changed what the model does
         terms, seen = [], 0
-        for _ in range(count):
-            batch = self.next_batch()
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.step)
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.precision(), self.shared_noise(batch):
-                estimate = self.estimator(self.model, *batch)
-            loss = self.kl_weight(self.step) * estimate.kl - estimate.reconstruction
-            size = self.batches.total  # of the batch, in all processes
-            (loss.sum() / size).backward()
-            sums = torch.stack([part.detach().sum() for part in estimate])
-            terms.append(self.processes.add_up(self.moving, sums, size))
-            self.optimizer.step()
-            seen += size
+        for rates in self.rates(count):
+            key = self.next_key()
+            terms.append(self.take_step(rates, *key))
+            seen += self.batches.total
             self.step += 1
             bar.update()
         self.model.eval()
@@ -501,6 +539,11 @@ class _Run:
     def changing(self) -> list[Tensor]:
         """What training changes: parameters, and buffers, such as running means."""
         return [*self.moving, *self.model.buffers()]
+
+    def trained(self) -> list[Tensor]:
+        """What a step changes: those, and the moments of Adam."""
+        moments = [m for of in self.optimizer.state.values() for m in of.values()]
+        return [*self.changing(), *moments]
 
     def keep(self) -> None:
         """Remember the model, in case that training stops before the next time."""
@@ -613,13 +656,15 @@ class _Run:
                 )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.on_gpu  # whatever the checkpoint's device was
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = History(state["history"])
         done = self.step % len(self.batches)
         if done:  # stopped within an epoch: deal its order again, skip what was seen
             self.epoch_random = state["epoch_random"]
             self.set_random(self.epoch_random)
-            self.iterator = iter(self.batches)
+            self.iterator = self.batches.keys()
             for _ in range(done):
                 next(self.iterator)
         self.set_random(state["random"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aevb import models
+from aevb import data, models, recipes
 from tools import speed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,6 +198,56 @@ def test_precision_is_judged_by_the_spread_of_seeds(shift):
     assert f"| 1.00 | +{shift:.2f} (+{shift:.2f} to +{shift:.2f}) |" in table
     assert ("mean of `m` moves" in verdict) == (shift > 1)
     assert verdict.endswith("Not run yet: `n`.")
+
+
+def random_images(kind, count=40):
+    """As ``data.mnist`` gives them, without MNIST."""
+    g = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 256, (count, 784), dtype=torch.uint8, generator=g)
+    x = (raw > 127).float()
+    if kind == "rows":
+        return data.Examples(x.view(-1, 28, 28), None, raw, None), None
+    return data.Examples(x, None, raw, None), None
+
+
+@pytest.mark.parametrize("name", ["VAE, Bernoulli", "VRNN"])
+def test_gpu_speed_times_all_three(name, benchmark, monkeypatch):
+    """Anywhere: what it measures needs a GPU to be worth anything, not to run."""
+    gpu_speed = benchmark("gpu_speed")
+    monkeypatch.setattr(gpu_speed, "DEVICE", "cpu")
+    monkeypatch.setattr(data, "mnist", random_images)
+    gpu_speed.examples.cache_clear()
+    found = gpu_speed.measure(name, steps=60, laps=1)
+    gpu_speed.examples.cache_clear()
+    assert list(found["milliseconds"]) == ["aevb", "launched", "plain"]
+    assert all(t["median"] > 0 for t in found["milliseconds"].values())
+
+
+def test_gpu_speed_knows_the_steps_of_the_chapters(benchmark):
+    gpu_speed = benchmark("gpu_speed")
+    assert gpu_speed.steps_of("VAE", 50000) == 20 * 500
+    assert gpu_speed.steps_of("Gaussian-mixture VAE", 60000) == (12 + 15) * 600
+    assert gpu_speed.steps_of("VRNN", 50000) == 10 * 500
+    assert gpu_speed.steps_of("VAE, Bernoulli", 60000) is None
+    recipe = gpu_speed.recipe_of("VRNN, the paper's sizes")
+    assert recipe["model"]["arguments"]["hidden"] == [500, 500]
+    assert (
+        recipes.RECIPES["variational-rnn"]["model"]["arguments"]["hidden"] != [500] * 2
+    )
+
+
+def test_the_page_shows_gpu_times(tmp_path):
+    found = {"median": 0.5, "low": 0.4, "high": 0.6}
+    result = {"name": "VAE", "batch_size": 100, "precision": None, "steps": 10000}
+    result["milliseconds"] = {"aevb": found, "launched": found | {"median": 4.0}}
+    about = {"cpu": "x", "cores": 2, "threads": 2, "torch": "2", "date": "2026-01-01"}
+    *_, machine, table = speed.gpu(
+        {"machine": about | {"gpu": "G"}, "results": [result]}
+    )
+    assert "; G; " in machine
+    assert (
+        "| VAE | 100 | single | 0.50 (0.40 to 0.60) | 4.0 |  | 8.0 |  | 5 s |" in table
+    )
 
 
 def test_the_page_needs_no_torch():

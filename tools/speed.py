@@ -22,6 +22,7 @@ from tools.results import markdown, unwrapped
 FILES = {
     "peers": "benchmarks/peers_latest.json",
     "target": "benchmarks/target_latest.json",
+    "gpu": "benchmarks/gpu_latest.json",
     "training": "benchmarks/latest.json",
     "mixture": "benchmarks/gmvae_latest.json",
     "sequences": "benchmarks/vrnn_latest.json",
@@ -81,6 +82,21 @@ until the end of the epoch that reached it; seconds are those of training alone.
 {ours_warmup} of them, at a learning rate of {ours_lr} that falls in the second half.
 The others have the settings of `plain`. So a faster step is the smaller part of what
 `aevb` gains here: the loop of `plain` could have these settings, too.
+"""
+GPU = """## On a GPU
+
+A step of these models is a hundred or more operations of a few microseconds each, and a
+GPU waits most of the time for Python to launch the next one. So `aevb` records a step
+once, as a CUDA graph, and replays it as a whole, after it has compared the two: same
+batch, same noise, same result ([`aevb.capture`](api.md)). What cannot be recorded is
+launched as before, and the log says why.
+
+`launched` is `aevb` with nothing recorded, `plain` the loop that people write, on the
+same GPU; one after the other, in one process. The models, batches and precisions are
+those of the chapters, unless the name says otherwise; the VRNN is in single precision,
+as its plain loop is. Times are medians over laps, with the lowest and highest of
+`aevb`. *Training* is the time of as many steps as the chapter's training has; for the
+Gaussian-mixture VAE without the EM start.
 """
 MODELS = """## The other models
 
@@ -209,6 +225,36 @@ def target(report: dict) -> Iterator[str]:
     yield markdown(header, ["---", *["---:"] * 3], lines)
 
 
+def gpu(report: dict) -> Iterator[str]:
+    yield unwrapped(GPU)
+    yield machine(report)
+    lines = []
+    for result in report["results"]:
+        times = {who: of["median"] for who, of in result["milliseconds"].items()}
+        ours = result["milliseconds"]["aevb"]
+        slower = ("launched", "plain")
+        factors = [
+            f"{times[w] / times['aevb']:.1f}" if w in times else "" for w in slower
+        ]
+        training = ""
+        if result["steps"] is not None:
+            training = f"{result['steps'] * times['aevb'] / 1000:.0f} s"
+        lines.append(
+            [
+                result["name"],
+                f"{result['batch_size']}",
+                result["precision"] or "single",
+                f"{ours['median']:.2f} ({ours['low']:.2f} to {ours['high']:.2f})",
+                *(f"{times[w]:.1f}" if w in times else "" for w in slower),
+                *factors,
+                training,
+            ]
+        )
+    header = ["model", "batch", "precision", "`aevb`, ms a step", "`launched`"]
+    header += ["`plain`", "faster than `launched`", "than `plain`", "training"]
+    yield markdown(header, ["---", "---:", "---", *["---:"] * 6], lines)
+
+
 def models(reports: dict[str, dict]) -> Iterator[str]:
     """One table for each of the other benchmarks."""
     found = [name for name in ("training", "mixture", "sequences") if name in reports]
@@ -304,6 +350,8 @@ def page(root: Path = c.ROOT) -> str:
         parts += peers(reports["peers"])
     if "target" in reports:
         parts += target(reports["target"])
+    if "gpu" in reports:
+        parts += gpu(reports["gpu"])
     parts += models(reports)
     if "precision" in reports:
         parts += precision(reports["precision"])

@@ -20,6 +20,7 @@ from torch import Tensor
 from aevb.model import put_back
 from aevb.randomness import Draws, random_state, set_random_state
 
+PAYS = 5  # steps in a row for which a comparison is worth its time, that of some steps
 WARM_UP = 3  # calls before recording, in which libraries allocate what they keep
 SAME = 1e-6  # relative difference of two results that may be rounding
 SAME_CHANGE = 1e-2  # and of two changes: a GPU may add up in another order

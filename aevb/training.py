@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm  # plain text: a widget leaves nothing on a static page
 
 from aevb import evaluation
-from aevb.capture import Replayed
+from aevb.capture import PAYS, Replayed
 from aevb.data import Batches
 from aevb.files import replacing
 from aevb.model import ElboTerms, LatentVariableModel, check_count, put_back
@@ -197,7 +197,8 @@ def fit(
     fast (:mod:`aevb.capture`). It must do the same each time: after each evaluation it
     is compared with the model's and the estimator's own code, which therefore runs a
     few times more often than there are steps. If it cannot be recorded, the log says
-    why, and each operation is launched by itself, as it is with several processes.
+    why, and each operation is launched by itself; so it is, too, with several
+    processes, and where fewer than five steps lie between evaluations.
 
     In a program started by ``torchrun --nproc-per-node=N``, N processes share each
     batch (:mod:`aevb.parallel`). The history is that of one process up to rounding:
@@ -480,10 +481,11 @@ class _Run:
         self.same_random()  # ``record`` may have drawn, in the first process
         self.model.train()
         self.take_step.doubt()  # ``record`` may have changed what the model does
+        take_step = self.take_step if count >= PAYS else self.launch_step
         terms, seen = [], 0
         for rates in self.rates(count):
             key = self.next_key()
-            terms.append(self.take_step(rates, *key))
+            terms.append(take_step(rates, *key))
             seen += self.batches.total
             self.step += 1
             bar.update()

@@ -148,6 +148,14 @@ def test_rates_are_the_same_where_a_recording_reads_them(monkeypatch):
     agree(train(models.FactorAnalysis, source, **options), found)
 
 
+@pytest.mark.parametrize("every", [1, capture.PAYS])
+def test_few_steps_between_evaluations_are_launched(every, steps):
+    """A comparison after each evaluation would take longer than these steps."""
+    options = {"device": "cpu", "epochs": None, "steps": 10, "every": every}
+    train(models.FactorAnalysis, examples("factor analysis"), **options)
+    assert steps[0].taken == (0 if every == 1 else 10)
+
+
 # --- with a GPU ---
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -187,6 +195,11 @@ def steps(monkeypatch):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             made.append(self)
+            self.taken = 0
+
+        def __call__(self, *inputs):
+            self.taken += 1
+            return super().__call__(*inputs)
 
     monkeypatch.setattr(training, "Replayed", Kept)
     return made

@@ -245,7 +245,7 @@ def test_the_page_shows_gpu_times(tmp_path):
         {"machine": about | {"gpu": "G"}, "results": [result]}
     )
     assert "; G; " in machine and " 40% " in spread
-    assert "| VAE | 100 | 0.50 | 4.0 (8.0 times) |  | 5 s |" in table
+    assert "| VAE | 100 | 0.50 | 4.0 (8.0 ×) |  | 5 s |" in table
 
 
 def test_the_page_needs_no_torch():

@@ -234,7 +234,7 @@ def gpu(report: dict) -> Iterator[str]:
         laps = result["milliseconds"]["aevb"]
         spreads.append((laps["high"] - laps["low"]) / laps["median"])
         slower = [
-            f"{times[who]:.1f} ({times[who] / times['aevb']:.1f} times)"
+            f"{times[who]:.1f} ({times[who] / times['aevb']:.1f} ×)"
             if who in times
             else ""
             for who in ("launched", "plain")

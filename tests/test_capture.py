@@ -253,30 +253,34 @@ def waits(model, x):
     return terms if terms.kl.sum().item() < 1e9 else None
 
 
-def draws_by_itself(model, x, generators={}):  # noqa: B006
-    """From a generator that is its own, seeded anew for each model."""
-    if id(model) not in generators:
-        generators[id(model)] = torch.Generator("cuda").manual_seed(0)
-    return estimators.analytic_kl(model, x, generator=generators[id(model)])
+def with_its_own_generator():
+    return partial(
+        estimators.analytic_kl, generator=torch.Generator("cuda").manual_seed(0)
+    )
 
 
-def depends_on_python(model, x, numbers={}):  # noqa: B006
-    numbers.setdefault(id(model), random.Random(0))
-    terms, weight = model.elbo(x), 1 + numbers[id(model)].random()
-    return ElboTerms(weight * terms.reconstruction, terms.kl)
+def with_numbers_of_python():
+    numbers = random.Random(0)
+
+    def estimator(model, x):
+        terms, weight = model.elbo(x), 1 + numbers.random()
+        return ElboTerms(weight * terms.reconstruction, terms.kl)
+
+    return estimator
 
 
 @needs_gpu
 @pytest.mark.parametrize(
-    ("estimator", "reason"),
+    ("make", "reason"),
     [
-        (waits, "synchronizing"),
-        (draws_by_itself, "a generator of its own"),
-        (depends_on_python, "something else each time"),
+        (lambda: waits, "synchronizing"),
+        (with_its_own_generator, "a generator of its own"),
+        (with_numbers_of_python, "something else each time"),
     ],
+    ids=["waits", "generator", "python"],
 )
-def test_what_cannot_be_recorded_is_launched(estimator, reason, steps, caplog):
-    history, _ = train(MODELS["vae"], DIGITS, estimator=estimator)
+def test_what_cannot_be_recorded_is_launched(make, reason, steps, caplog):
+    history, _ = train(MODELS["vae"], DIGITS, estimator=make())
     assert not steps[0].possible and reason in caplog.text
     assert history["train_elbo"][-1] > history["train_elbo"][0]
 

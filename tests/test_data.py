@@ -466,6 +466,26 @@ def test_gaussian_mixture():
 # --- Batches --------------------------------------------------------------------------
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
+
+
+def test_keys_are_the_numbers_of_the_examples_and_take_draws_afresh():
+    raw = torch.full((5, 64), 128, dtype=torch.uint8)
+    source = Examples(
+        data.binarise_stochastically(raw),
+        torch.arange(5),
+        raw,
+        data.binarise_stochastically,
+    )
+    batches = Batches(source, ("x", "y"), batch_size=2, shuffle=True)
+    numbers, sizes = [], []
+    for (index,) in batches.keys():
+        numbers += index.tolist()
+        sizes.append(batches.total)
+        (x, y), (again, _) = batches.take(index), batches.take(index)
+        assert torch.equal(y, index) and not torch.equal(x, again)
+    assert sorted(numbers) == [0, 1, 2, 3, 4] and sizes == [2, 2, 1]
+
+
 SOURCES = {
     "tensor": X,
     "tuple": (X,),

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from aevb.model import put_back
-from aevb.randomness import Draws, random_state, set_random_state
+from aevb.model import restored
+from aevb.randomness import Draws, preserved, random_state, set_random_state
 
 PAYS = 5  # steps in a row for which a comparison is worth its time, that of some steps
 WARM_UP = 3  # calls before recording, in which libraries allocate what they keep
@@ -92,17 +92,16 @@ class Replayed:
                     rehearse(self.function, inputs)
                 self.replay = record(self.function, inputs, self.device)
             except Unrecordable as obstacle:
-                self.give_up(str(obstacle))
+                self.give_up(str(obstacle).partition("\n")[0])
                 return self.function(*inputs)
-        with self.undone():
+        with self.undone() as start:
             found = self.replay(*inputs)
-            end = self.values()
-        start = self.values()
+            end = [tensor.detach().clone() for tensor in self.changing()]
         result = self.function(*inputs)
         differ = [_beyond(found, result, SAME * result.norm())]
         # strict=False: a parameter may take part for the first time, and Adam begin
-        for value, true, before in zip(end, self.values(), start, strict=False):
-            change = (true.double() - before.double()).norm()
+        for value, true, before in zip(end, self.changing(), start, strict=False):
+            change = _distance(true, before)
             differ.append(_beyond(value, true, SAME_CHANGE * change))
         self.trusted = not torch.stack(differ).any()
         if not self.trusted:
@@ -119,23 +118,23 @@ class Replayed:
             reason,
         )
 
-    def values(self) -> list[Tensor]:
-        return [tensor.detach().clone() for tensor in self.changing()]
-
     @contextmanager
-    def undone(self) -> Iterator[None]:
-        """A context whose changes and random draws are undone at its end."""
-        values, random = self.values(), random_state(self.device)
-        try:
-            yield
-        finally:
-            put_back(self.changing()[: len(values)], values)
-            set_random_state(random, self.device)
+    def undone(self) -> Iterator[list[Tensor]]:
+        """A context whose changes and random draws are undone at its end.
+
+        Yields the values at its beginning.
+        """
+        with preserved(self.device), restored(self.changing()) as values:
+            yield values
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    return (one.detach().double() - other.detach().double()).norm()
 
 
 def _beyond(found: Tensor, expected: Tensor, limit: Tensor) -> Tensor:
     """Whether they differ by more than ``limit``; what is not a number does."""
-    return ~((found.double() - expected.double()).norm() <= limit)
+    return ~(_distance(found, expected) <= limit)
 
 
 class _OwnGenerators(Draws):
@@ -162,7 +161,7 @@ def rehearse(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Non
             torch.cuda.set_sync_debug_mode("error")
             function(*inputs)
     except RuntimeError as error:
-        raise Unrecordable(_first_line(error)) from error
+        raise Unrecordable(str(error)) from error
     finally:
         torch.cuda.set_sync_debug_mode(before)
     if own.seen:
@@ -189,7 +188,7 @@ def record(
                 result = function(*kept)
     except RuntimeError as error:
         _renew_generator(random, device)
-        raise Unrecordable(_first_line(error)) from error
+        raise Unrecordable(str(error)) from error
 
     def replay(*inputs: Tensor) -> Tensor:
         for mine, part in zip(kept, inputs, strict=True):
@@ -208,7 +207,3 @@ def _renew_generator(random: dict[str, Tensor], device: torch.device) -> None:
         fresh.graphsafe_get_state()
     )
     set_random_state(random, device)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -636,18 +636,19 @@ class Batches:
 
     def _mine(self, batch: list | tuple) -> tuple[Tensor, ...]:
         """This process's part of a batch."""
-        self.total = len(batch[0])
         if self.part is None:
             return tuple(batch)
-        return tuple(part[self.part(self.total)] for part in batch)
+        mine = self.part(len(batch[0]))
+        return tuple(part[mine] for part in batch)
 
     def _loaded(self):
-        if self.shared is None:
-            yield from (self._mine(self._tuple(batch)) for batch in self.loader)
-            return
-        for batch in self.loader:  # of which this process's part alone was loaded
-            self.total = self.shared.totals.popleft()
-            yield self._tuple(batch)
+        for batch in map(self._tuple, self.loader):
+            if self.shared is None:
+                self.total = len(batch[0])
+                yield self._mine(batch)
+            else:  # this process's part alone was loaded
+                self.total = self.shared.totals.popleft()
+                yield batch
 
     def _copier(self) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
         """A function that copies a batch to the device."""

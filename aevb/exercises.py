@@ -19,15 +19,14 @@ could not tell one of its wrong answers from the right one is refused when it is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aevb.model import put_back
+from aevb.model import restored
 from aevb.randomness import preserved, seed_device
 
 __all__ = ["FunctionCheck", "NumberCheck", "PropertyCheck", "Verdict"]
@@ -242,16 +241,10 @@ def _call(function: Callable, inputs: Sequence[tuple]) -> list[Any]:
     return values
 
 
-@contextmanager
-def _kept(arguments: tuple) -> Iterator[None]:
-    """The weights of the models among them are afterwards what they were."""
+def _kept(arguments: tuple):
+    """A context after which the weights of the models among them are what they were."""
     models = [value for value in arguments if isinstance(value, torch.nn.Module)]
-    tensors = [part for model in models for part in model.state_dict().values()]
-    old = [part.clone() for part in tensors]
-    try:
-        yield
-    finally:
-        put_back(tensors, old)
+    return restored([part for model in models for part in model.state_dict().values()])
 
 
 def _seeded(function: Callable, *arguments: Any) -> Any:

@@ -221,6 +221,24 @@ def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
             tensor.copy_(value)
 
 
+@contextmanager
+def restored(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """A context after which tensors have the values of its beginning, which it yields.
+
+    Example:
+        >>> total = torch.zeros(2)
+        >>> with restored([total]):
+        ...     total += 1
+        >>> total
+        tensor([0., 0.])
+    """
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield values
+    finally:
+        put_back(tensors, values)
+
+
 def check_count(name: str, count: int) -> None:
     """Raise unless ``count`` is a whole number, at least 1.
 

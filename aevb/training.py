@@ -454,6 +454,7 @@ class _Run:
         rates = ((self.learning_rate(step), self.kl_weight(step)) for step in steps)
         if not self.on_gpu:
             yield from rates
+            return
         options = {"dtype": torch.float32, "device": self.batches.device}
         while some := list(islice(rates, 1000)):  # one transfer for many
             yield from torch.tensor(some, **options)

@@ -88,7 +88,7 @@ def steps_of(name: str, count: int) -> int | None:
 
 
 def ours(recipe: dict, train, steps: int, laps: int, launched: bool) -> list[float]:
-    """Milliseconds a step of each lap."""
+    """Where in time the laps ended, in seconds."""
     from aevb import capture, runs
 
     stage = {k: v for k, v in recipe["stages"][0].items() if k != "epochs"}
@@ -96,7 +96,7 @@ def ours(recipe: dict, train, steps: int, laps: int, launched: bool) -> list[flo
     options = {"device": DEVICE, "progress": False}
     with patch.object(capture, "WARM_UP", 10**9 if launched else capture.WARM_UP):
         history = runs.fit_stage(runs.initial(recipe), train, stage, **options)
-    return [1000 * (end - start) / steps for start, end in pairwise(history.seconds)]
+    return history.seconds
 
 
 def plain(recipe: dict, train, steps: int, laps: int) -> list[float]:
@@ -109,37 +109,34 @@ def plain(recipe: dict, train, steps: int, laps: int) -> list[float]:
             raise Done
 
     size = recipe["stages"][0]["batch_size"]
+    task = {"device": DEVICE, "lr": 1e-4, "unit": size}
     try:
         if recipe["model"]["class"] == "VAE":
-            task = {"device": DEVICE, "lr": 1e-4, "unit": size}
             peers_speed.train_plainly(train.raw.float() / 255, task, False, steps, lap)
         else:
-            train_vrnn_plainly(recipe, train.x, size, steps, lap)
+            train_vrnn_plainly(recipe, train.x, task, steps, lap)
     except Done:
         pass
-    return [1000 * (end - start) / steps for start, end in pairwise(ends)]
+    return ends
 
 
-def train_vrnn_plainly(recipe, x, size: int, steps: int, lap: Callable) -> None:
+def train_vrnn_plainly(recipe, x, task: dict, count: int, lap: Callable) -> None:
     import torch
     from plain_vrnn import PlainVRNN
-    from torch.utils.data import DataLoader, TensorDataset
 
-    model = PlainVRNN(**recipe["model"]["arguments"]).to(DEVICE)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    loader = DataLoader(TensorDataset(x), batch_size=size, shuffle=True)
+    model = PlainVRNN(**recipe["model"]["arguments"]).to(task["device"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=task["lr"])
     total, step = 0.0, 0
-    while True:
-        for (batch,) in loader:
-            optimizer.zero_grad()
-            reconstruction, kl, _ = model(batch.to(DEVICE))
-            loss = (kl - reconstruction).mean()
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-            step += 1
-            if step % steps == 0:
-                lap()
+    for batch in peers_speed.endless(x, task):
+        optimizer.zero_grad()
+        reconstruction, kl, _ = model(batch)
+        loss = (kl - reconstruction).mean()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+        step += 1
+        if step % count == 0:
+            lap()
 
 
 @cache
@@ -149,19 +146,23 @@ def examples(kind: str, count: int):
     return data.mnist(kind)[0][:count]
 
 
+def milliseconds(ends: list[float], steps: int) -> dict[str, float]:
+    """Of a step: over the laps of so many steps between these ends."""
+    return summary([1000 * (end - start) / steps for start, end in pairwise(ends)])
+
+
 def measure(name: str, steps: int, laps: int) -> dict:
     recipe = recipe_of(name)
     recurrent = recipe["model"]["class"] == "VariationalRNN"
     train = examples(recipe["data"]["kind"], recipe["data"]["examples"])
     count, few = (steps // 5, steps // 60) if recurrent else (steps, steps // 6)
-    times = {
-        "aevb": ours(recipe, train, count, laps, launched=False),
-        "launched": ours(recipe, train, few, laps, launched=True),
+    found = {
+        "aevb": milliseconds(ours(recipe, train, count, laps, launched=False), count),
+        "launched": milliseconds(ours(recipe, train, few, laps, launched=True), few),
     }
     if name.startswith(PLAIN):
-        times["plain"] = plain(recipe, train, few, laps)
+        found["plain"] = milliseconds(plain(recipe, train, few, laps), few)
     stage = recipe["stages"][0]
-    found = {who: summary(of) for who, of in times.items()}
     shown = "".join(f"{who:>10}{of['median']:9.3f}" for who, of in found.items())
     print(f"{name:32}{shown}", flush=True)
     return {

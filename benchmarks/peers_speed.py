@@ -156,12 +156,18 @@ def train_plainly(grey, task: dict, low: bool, count: int, lap: Callable) -> Non
 def batches(grey, task: dict):
     """Images without end, from a ``DataLoader``, each batch binarised afresh."""
     import torch
+
+    return map(torch.bernoulli, endless(grey, task))
+
+
+def endless(x, task: dict):
+    """Batches of ``x`` on the device, from a ``DataLoader``, without end."""
     from torch.utils.data import DataLoader, TensorDataset
 
-    loader = DataLoader(TensorDataset(grey), batch_size=task["unit"], shuffle=True)
+    loader = DataLoader(TensorDataset(x), batch_size=task["unit"], shuffle=True)
     while True:
         for (batch,) in loader:
-            yield torch.bernoulli(batch.to(task["device"]))
+            yield batch.to(task["device"])
 
 
 def train_with_pyro(
